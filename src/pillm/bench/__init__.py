@@ -1,0 +1,1 @@
+"""Floor 2: how fast is the file?"""

@@ -1,0 +1,1 @@
+"""Floor 0: the words that all rooms share. Imports nothing of pillm above it."""

@@ -1,0 +1,52 @@
+"""The base of every stage's options, and the marks its fields can carry.
+
+From one frozen pydantic model come the flags, the YAML section, the command builder and the form.
+Marks say what a field means to the engine:
+
+    data: Annotated[Path, InputFile()]       hashed by content; in a profile may be ${stage.output}
+    student: Annotated[str, ModelReference()]  hashed by what the reference points to
+    threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """The field is a file or folder that the stage reads (or `dataset:NAME/SPLIT`, see core.shipped)."""
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """The field is a model reference: `hf:org/name@rev`, `pkg:distribution`, a folder, a .gguf, a URL."""
+
+
+@dataclass(frozen=True)
+class NoEffect:
+    """The field has no effect on what the stage's outputs hold."""
+
+
+def unit(name: str) -> dict[str, Any]:
+    """The unit of a field, for `json_schema_extra`: shown in help, form and schema."""
+    return {"unit": name}
+
+
+class StageOptions(BaseModel):
+    """Options of a stage. `out` is the folder that the stage's outputs are published in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+    out: Annotated[Path, NoEffect()] = Field(Path("out"), description="Folder for the results")
+
+
+def marks(model: type[StageOptions], kind: type) -> list[str]:
+    """Names of the fields that carry a mark of this kind, in order."""
+    return [
+        name for name, field in model.model_fields.items() if any(isinstance(mark, kind) for mark in field.metadata)
+    ]

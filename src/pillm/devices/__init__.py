@@ -1,0 +1,1 @@
+"""Floor 1: boards as data, and what can be predicted for them."""

@@ -1,0 +1,1 @@
+"""Floor 2: how good is the file?"""

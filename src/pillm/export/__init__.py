@@ -1,0 +1,1 @@
+"""Floor 2: a trained model becomes a GGUF file."""

@@ -1,0 +1,1 @@
+"""Floor 3: stages, profiles, the engine, manifests, the report."""

@@ -1,0 +1,69 @@
+"""THE table: every stage with its options model, entry point, and outputs.
+
+Adding a stage is a room, its options, its run, and one row here. Flags, YAML sections, command
+builder, cache keys and forms all come from this table. Nothing heavy is imported by reading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from pillm.core.events import Emit
+from pillm.core.options import StageOptions
+from pillm.core.stage import Result
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One row. `outputs` are paths below `out`, with fields of the options as `{field}`."""
+
+    name: str
+    summary: str
+    options_at: str
+    run_at: str
+    outputs: dict[str, str]
+    deterministic: bool = True
+    """Whether the same inputs and options give the same bytes in every output on one machine."""
+
+    @property
+    def options(self) -> type[StageOptions]:
+        """The options model."""
+        return cast(type[StageOptions], _load(self.options_at))
+
+    @property
+    def run(self) -> Callable[[Any, Emit], Result]:
+        """The entry point; importing it may import torch."""
+        return cast(Callable[[Any, Emit], Result], _load(self.run_at))
+
+    def output_paths(self, options: StageOptions) -> dict[str, Path]:
+        """Where each output of a run with these options is published."""
+        fields = options.model_dump()
+        return {name: options.out / path.format(**fields) for name, path in self.outputs.items()}
+
+
+def _load(place: str) -> object:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("label", "A teacher answers prompts", "pillm.teach.options:LabelOptions", "pillm.teach.label:run",
+              {"labelled": "labelled.jsonl", "rejected": "rejected.jsonl", "report": "label.json"}, deterministic=False),
+        Stage("train", "A student learns from dialogues", "pillm.train.options:TrainOptions", "pillm.train.run:run",
+              {"model": "model", "log": "training.jsonl", "report": "train.json"}),
+        Stage("export", "Convert to GGUF, with a round-trip check", "pillm.export.options:ExportOptions", "pillm.export.run:run",
+              {"gguf": "model-{dtype}.gguf", "report": "export.json"}),
+        Stage("quantize", "Quantize a GGUF file", "pillm.quantize.options:QuantizeOptions", "pillm.quantize.run:run",
+              {"gguf": "model-{type}.gguf", "others": "others", "report": "quantize.json"}),
+        Stage("evaluate", "Measure quality on held-out dialogues", "pillm.evaluate.options:EvaluateOptions", "pillm.evaluate.run:run",
+              {"report": "quality.json", "answers": "answers.jsonl"}, deterministic=False),
+        Stage("bench", "Measure speed on this machine", "pillm.bench.options:BenchOptions", "pillm.bench.run:run",
+              {"report": "bench.json"}, deterministic=False),
+    )
+}  # fmt: skip

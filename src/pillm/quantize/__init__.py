@@ -1,0 +1,1 @@
+"""Floor 2: a GGUF file becomes smaller."""

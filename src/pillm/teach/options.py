@@ -1,0 +1,46 @@
+"""Options of `pillm label`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pillm.core.options import InputFile, ModelReference, NoEffect, StageOptions, unit
+
+
+class LabelOptions(StageOptions):
+    """Let a teacher answer the prompts of a dataset; records that have an answer pass through."""
+
+    prompts: Annotated[Path, InputFile()] = Field(description="Dataset with prompts (JSONL, or dataset:NAME/SPLIT)")
+    teacher: Annotated[str, ModelReference()] = Field(
+        description="Teacher: hf:, pkg:, folder, .gguf, or http(s)://host/v1"
+    )
+    backend: Literal["auto", "transformers", "llama-server", "openai"] = Field(
+        "auto",
+        description="Who runs the teacher; auto: openai for a URL, llama-server for a GGUF file, else transformers",
+    )
+    model_name: str = Field("", description="Model name to send to the server (default: the first that it lists)")
+    api_key_env: Annotated[str, NoEffect()] = Field(
+        "OPENAI_API_KEY",
+        description="Environment variable that holds the server's key; the key itself is never an option",
+    )
+    max_tokens: int = Field(256, ge=1, description="Longest answer", json_schema_extra=unit("tokens"))
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass")
+    seed: int = Field(0, ge=0, description="Seed for sampling")
+    batch_size: Annotated[int, NoEffect()] = Field(
+        8, ge=1, description="Prompts a batch in process", json_schema_extra=unit("prompts")
+    )
+    concurrency: Annotated[int, NoEffect()] = Field(
+        4, ge=1, le=256, description="Requests in flight to a server", json_schema_extra=unit("requests")
+    )
+    attempts: int = Field(3, ge=1, le=20, description="Tries for an answer that is rejected or a request that fails")
+    timeout: Annotated[float, NoEffect()] = Field(
+        120.0, gt=0, description="Longest wait for one answer", json_schema_extra=unit("s")
+    )
+    context: int = Field(2048, ge=128, description="Context length of a GGUF teacher", json_schema_extra=unit("tokens"))
+    limit: int | None = Field(
+        None, ge=1, description="Label at most this many prompts", json_schema_extra=unit("prompts")
+    )
