@@ -5,6 +5,7 @@ Marks say what a field means to the engine:
 
     data: Annotated[Path, InputFile()]       hashed by content; in a profile may be ${stage.output}
     student: Annotated[str, ModelReference()]  hashed by what the reference points to
+    chat_template: Annotated[str, NameOrFile()]  hashed by content where a file has that name
     threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
 """
 
@@ -28,6 +29,11 @@ class ModelReference:
 
 
 @dataclass(frozen=True)
+class NameOrFile:
+    """The field is a word with a meaning of its own, or else a file that the stage reads."""
+
+
+@dataclass(frozen=True)
 class NoEffect:
     """The field has no effect on what the stage's outputs hold."""
 
@@ -40,7 +46,10 @@ def unit(name: str) -> dict[str, Any]:
 class StageOptions(BaseModel):
     """Options of a stage. `out` is the folder that the stage's outputs are published in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    # No infinities or NaN: a profile's JSON Schema and the JSON of a manifest know neither.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     out: Annotated[Path, NoEffect()] = Field(Path("out"), description="Folder for the results")
 
