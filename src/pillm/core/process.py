@@ -42,7 +42,7 @@ def child(
             stdout=stdout,
             stderr=stderr,
             process_group=0,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=_die_with_parent,
         )
     except FileNotFoundError as error:
         raise MissingError(f"{command.argv[0]}: no such program", "run: pillm doctor") from error

@@ -1,0 +1,240 @@
+"""The training loop: packs in, a lower loss out. Reads top to bottom.
+
+The order of packs follows from the seed alone, and all state that a step changes is in the
+checkpoint (trained weights, AdamW's moments, the random generator), so a run that was killed goes
+on along the same loss curve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import torch
+import torch.nn.functional as F
+
+from pillm.core.artifacts import atomic_folder
+from pillm.core.errors import PillmError, ResourceError, writing
+from pillm.core.events import Emit, Log, Metric, Progress
+from pillm.train.dialogues import Encoded, Pack, pack, shared_beginnings, tensors
+from pillm.train.options import TrainOptions
+from pillm.train.settings import Settings
+
+CHECKPOINT = "checkpoint"
+
+
+class Step(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of training.jsonl. Losses in nats per learned token."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    """Tokens processed so far, shared beginnings counted once a pack."""
+    validation_loss: float | None = None
+
+
+class Plan(NamedTuple):
+    """The packs of every optimizer step, in order, and those of the validation loss."""
+
+    steps: list[list[Pack]]
+    validation: list[Pack]
+
+
+def plan(training: Sequence[Encoded], validation: Sequence[Encoded], options: TrainOptions) -> Plan:
+    """Lay out all epochs. A fraction of an epoch is that fraction of its steps."""
+    shared = shared_beginnings([*training, *validation]) if options.packing == "prefix" else {}
+    rng = random.Random(options.seed)  # noqa: S311
+    steps: list[list[Pack]] = []
+    left = options.epochs
+    while left > 0:
+        epoch: list[list[Pack]] = [[]]
+        for item in pack(training, shared, options.micro_tokens, rng):
+            if epoch[-1] and sum(len(p.ids) for p in epoch[-1]) + len(item.ids) > options.batch_tokens:
+                epoch.append([])
+            epoch[-1].append(item)
+        steps += epoch[: max(1, round(len(epoch) * min(1.0, left)))]
+        left -= 1
+    return Plan(steps[: options.max_steps], pack(validation, shared, options.micro_tokens))
+
+
+def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> float:
+    """Linear warm-up, then cosine or linear down to a tenth of the peak, or constant. `step` counts from 0."""
+    warm = round(steps * options.warmup)
+    if step < warm:
+        return peak * (step + 1) / (warm + 1)
+    done = (step - warm) / max(1, steps - warm)
+    if options.schedule == "cosine":
+        return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+    return peak * (1 - 0.9 * done) if options.schedule == "linear" else peak
+
+
+def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
+    """Summed cross-entropy, in nats, of a pack's learned tokens. Logits are made for those alone."""
+    inputs = {name: value.to(device) for name, value in _inputs(model, item).items()}
+    predict, targets = inputs.pop("predict"), inputs.pop("targets")
+    logits = model(**inputs, logits_to_keep=predict, use_cache=False).logits[0]
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def _inputs(model: Any, item: Pack) -> dict[str, Any]:
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" not in kinds:
+        return tensors(item)
+    # Models with sliding-window layers take one mask a kind of layer.
+    batch = tensors(item)
+    window = tensors(item, config.sliding_window)["attention_mask"]
+    batch["attention_mask"] = {"full_attention": batch["attention_mask"], "sliding_attention": window}
+    return batch
+
+
+def mean_loss(model: Any, packs: Sequence[Pack], settings: Settings) -> float:
+    """Validation loss, nats per learned token."""
+    model.eval()
+    with torch.no_grad(), arithmetic(settings):
+        total = sum(float(pack_loss(model, item, settings.device)) for item in packs)
+    model.train()
+    return total / max(1, sum(item.targets for item in packs))
+
+
+def arithmetic(settings: Settings) -> contextlib.AbstractContextManager[None]:
+    """Mixed precision: matrices in the settings' dtype, sums and trained weights in float32."""
+    if settings.dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(settings.device, dtype=getattr(torch, settings.dtype))
+
+
+def train(
+    model: Any,
+    work: Plan,
+    options: TrainOptions,
+    settings: Settings,
+    identity: str,
+    emit: Emit,
+    after_step: Callable[[int], None] | None = None,
+) -> list[Step]:
+    """Train `model` in place and return the log. Checkpoints go to `options.out`/checkpoint.
+
+    `identity` names everything that the curve depends on; a checkpoint of another identity is not
+    used. Raises PillmError if the loss is no longer a number, ResourceError if memory runs out.
+    """
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    decayed = [p for p in weights.values() if p.ndim > 1]
+    kept = [p for p in weights.values() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=settings.device != "mps")
+    scaler = torch.amp.GradScaler(settings.device, enabled=settings.dtype == "float16")
+    folder = options.out / CHECKPOINT
+    log = _restore(folder, identity, weights, optimizer, scaler, emit)
+    steps = len(work.steps)
+    tokens = log[-1].tokens if log else 0
+    saved = time.monotonic()
+    model.train()
+    with _out_of_memory(options):
+        for number in range(len(log), steps):
+            started = time.monotonic()
+            rate = learning_rate(number, steps, settings.learning_rate, options)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            packs = work.steps[number]
+            targets = sum(item.targets for item in packs)
+            loss = 0.0
+            for item in packs:
+                with arithmetic(settings):
+                    part = pack_loss(model, item, settings.device) / targets
+                scaler.scale(part).backward()
+                loss += part.item()
+            if not math.isfinite(loss):
+                raise PillmError(
+                    f"step {number + 1}: the loss is {loss}, training has come apart",
+                    "try a lower --learning-rate, or --dtype float32",
+                )
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(weights.values(), options.max_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            size = sum(len(item.ids) for item in packs)
+            tokens += size
+            last = number + 1 == steps
+            check = mean_loss(model, work.validation, settings) if work.validation and (last or number == 0) else None
+            log.append(Step(number + 1, loss, rate, tokens, check))
+            emit(Metric("loss", loss, number + 1, "nats/token"))
+            emit(Metric("tokens_per_second", size / (time.monotonic() - started), number + 1, "tokens/s"))
+            emit(Progress("training", number + 1, steps, "steps"))
+            if time.monotonic() - saved > options.checkpoint_every or last:
+                _save(folder, identity, weights, optimizer, scaler, log)
+                saved = time.monotonic()
+            if after_step:
+                after_step(number + 1)
+    return log
+
+
+@contextlib.contextmanager
+def _out_of_memory(options: TrainOptions) -> Iterator[None]:
+    hint = f"lower --micro-tokens (now {options.micro_tokens}), or --gradient-checkpointing on"
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError("the device's memory is full", hint) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise ResourceError("the machine's memory is full", hint) from error
+        raise
+
+
+def _save(
+    folder: Path, identity: str, weights: dict[str, torch.nn.Parameter], optimizer: Any, scaler: Any, log: list[Step]
+) -> None:
+    state = {
+        "identity": identity,
+        "weights": {name: p.detach() for name, p in weights.items()},
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "random": torch.get_rng_state(),
+        "log": msgspec.json.encode(log).decode(),
+    }
+    with writing(folder), atomic_folder(folder) as partial:
+        torch.save(state, partial / "state.pt")
+
+
+def _restore(
+    folder: Path, identity: str, weights: dict[str, torch.nn.Parameter], optimizer: Any, scaler: Any, emit: Emit
+) -> list[Step]:
+    file = folder / "state.pt"
+    if not file.is_file():
+        return []
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        emit(Log(f"{file}: not readable ({error}); training starts anew", "warning"))
+        return []
+    if state["identity"] != identity:
+        emit(Log("the checkpoint here belongs to other data or options; training starts anew", "warning"))
+        return []
+    with torch.no_grad():
+        for name, parameter in weights.items():
+            parameter.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["random"])
+    log = msgspec.json.decode(state["log"], type=list[Step])
+    emit(Log(f"going on from the checkpoint after step {len(log)}"))
+    return log
+
+
+def identity_of(options: TrainOptions, settings: Settings, student: str, work: Plan) -> str:
+    """Hash of all that the loss curve depends on: options, settings, student, and every token in order."""
+    digest = hashlib.sha256(student.encode())
+    digest.update(options.model_dump_json(exclude={"out", "checkpoint_every", "data", "student"}).encode())
+    digest.update(msgspec.json.encode([settings.device, settings.dtype, settings.learning_rate, torch.__version__]))
+    digest.update(msgspec.json.encode([[item.ids for item in packs] for packs in work.steps]))
+    return digest.hexdigest()

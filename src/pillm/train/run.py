@@ -1,0 +1,174 @@
+"""`pillm train`: labelled dialogues and a student in, a merged model out."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from pillm.core import jsonl
+from pillm.core.artifacts import artifact_of, atomic_folder, clear_partials, write_atomic
+from pillm.core.errors import MissingError, UsageError, writing
+from pillm.core.events import Emit, Log, Made, Progress
+from pillm.core.records import Record
+from pillm.core.shipped import data_path
+from pillm.core.stage import Result
+from pillm.models import refs
+from pillm.models.chat import ChatTemplate
+from pillm.train.options import TrainOptions
+from pillm.train.report import TrainReport
+
+try:
+    import torch
+    import transformers
+
+    from pillm.train import loop, student
+    from pillm.train.dialogues import Encoded, check, encode
+    from pillm.train.settings import settle, table
+except ModuleNotFoundError as error:
+    raise MissingError(
+        f"training needs {error.name}, which is not installed", "pip install 'pi-llm-optimizer[train]'"
+    ) from error
+
+
+def run(options: TrainOptions, emit: Emit) -> Result:
+    """Train, merge, and publish `model/`, `training.jsonl` and `train.json` in `options.out`."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    file = data_path(options.data)
+    records = _answered(jsonl.read(file), str(options.data), emit)
+    with writing(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+        clear_partials(options.out)
+    path = refs.resolve(options.student, emit)
+
+    emit(Progress("loading the student", 0, 1, "models"))
+    model, tokenizer, came_in = student.load(path, torch.float32)
+    emit(Progress("loading the student", 1, 1, "models"))
+    config = model.config.get_text_config()
+    settings = settle(options, model.num_parameters(), config.num_hidden_layers, config.hidden_size)
+    with_tools = any(record.tools for record in records)
+    template = student.chat_template(options.chat_template, tokenizer, with_tools)
+    hyperparameters = list(table(options, settings))
+    for name, value, source in hyperparameters:
+        emit(Log(f"{name} = {value} ({source})"))
+
+    encoded = encode(records, template, tokenizer, options.loss_on)
+    kept = check(records, encoded, str(options.data), options.max_length, options.long)
+    training, validation = _split([encoded[i] for i in kept], options)
+    work = loop.plan(training, validation, options)
+
+    torch.manual_seed(options.seed)
+    if options.method == "lora":
+        # Frozen weights can stand in the arithmetic's dtype; autocast would convert them each time.
+        frozen = model.to(getattr(torch, settings.dtype))
+        model = student.add_lora(frozen, options.rank, options.alpha, options.lora_dropout)
+    model.to(settings.device)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    emit(Log(f"{len(training)} dialogues, {len(work.steps)} steps, {trained:,} of {total:,} parameters are trained"))
+
+    with _quiet():
+        identity = loop.identity_of(options, settings, refs.identity(options.student), work)
+        log = loop.train(model, work, options, settings, identity, emit)
+        emit(Progress("merging", 0, 1, "models"))
+        final = student.merged(model.to("cpu"), path, options.method)
+    final.to(came_in)
+    report = TrainReport(
+        student=options.student,
+        method=options.method,
+        chat_template=_template_name(options, template, tokenizer),
+        records=len(training),
+        validation_records=len(validation),
+        dropped_records=len(encoded) - len(kept),
+        learned_tokens=sum(item.targets for packs in work.steps for item in packs),
+        processed_tokens=log[-1].tokens,
+        unpacked_tokens=sum(_unpacked(item) for packs in work.steps for item in packs),
+        steps=len(log),
+        trained_parameters=trained,
+        parameters=total,
+        first_loss=log[0].loss,
+        last_loss=log[-1].loss,
+        first_validation_loss=log[0].validation_loss,
+        last_validation_loss=log[-1].validation_loss,
+        hyperparameters=[(n, v, s) for n, v, s in hyperparameters if "free" not in s],
+    )
+    outputs = _publish(options, final, tokenizer, template, log, report, emit)
+    metrics = {
+        "first_loss": log[0].loss,
+        "last_loss": log[-1].loss,
+        "validation_loss": log[-1].validation_loss,
+        "steps": len(log),
+        "tokens": log[-1].tokens,
+    }
+    return Result(outputs, metrics)
+
+
+def _answered(records: list[Record], file: str, emit: Emit) -> list[Record]:
+    answered = [record for record in records if not record.is_prompt]
+    if left := len(records) - len(answered):
+        emit(Log(f"{left} prompts without an answer are left out (pillm label can answer them)", "warning"))
+    if not answered:
+        raise UsageError(f"{file}: no record has an answer to learn from", "label it first: pillm label")
+    return answered
+
+
+def _split(encoded: list[Encoded], options: TrainOptions) -> tuple[list[Encoded], list[Encoded]]:
+    order = list(range(len(encoded)))
+    random.Random(options.seed).shuffle(order)  # noqa: S311
+    count = round(len(order) * options.validation)
+    if options.validation and len(order) > 1:
+        count = max(1, count)
+    aside = set(order[:count])
+    return [e for i, e in enumerate(encoded) if i not in aside], [encoded[i] for i in sorted(aside)]
+
+
+def _unpacked(item: Any) -> int:
+    beginning = item.segment.count(0)
+    return len(item.ids) - beginning + beginning * max(1, max(item.segment))
+
+
+def _template_name(options: TrainOptions, template: ChatTemplate, tokenizer: Any) -> str:
+    if options.chat_template != "auto":
+        return options.chat_template
+    return "the student's own" if template.source == tokenizer.chat_template else "chatml-tools"
+
+
+def _publish(
+    options: TrainOptions,
+    final: Any,
+    tokenizer: Any,
+    template: ChatTemplate,
+    log: list[Any],
+    report: TrainReport,
+    emit: Emit,
+) -> dict[str, Any]:
+    out = options.out
+    outputs = {"model": out / "model", "log": out / "training.jsonl", "report": out / "train.json"}
+    with writing(out):
+        with atomic_folder(outputs["model"]) as partial:
+            tokenizer.chat_template = template.source
+            final.config.name_or_path = ""
+            final.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        write_atomic(outputs["log"], b"".join(msgspec.json.encode(step) + b"\n" for step in log))
+        write_atomic(outputs["report"], msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    emit(Progress("merging", 1, 1, "models"))
+    for name, path in outputs.items():
+        emit(Made(name, artifact_of(path)))
+    return outputs
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the libraries' own warnings; what a user must know is told through events."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,97 @@
+"""The student: loading it from any reference, giving it adapters, and merging them back."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from pillm.core.errors import UsageError
+from pillm.models.chat import TOOLS_TEMPLATE, ChatTemplate, load_template
+
+
+def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype]:
+    """Model, tokenizer and the dtype the weights came in, from a folder or a GGUF file.
+
+    Quantized GGUF weights are decoded to float32. Raises UsageError for what transformers cannot read.
+    """
+    where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    try:
+        with warnings.catch_warnings():
+            # transformers warns of its own deprecated calls while it reads GGUF files.
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(folder, **where)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32 if where else "auto", attn_implementation="sdpa", **where
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UsageError(
+            f"{path}: transformers cannot load this model: {str(error).splitlines()[0]}",
+            "check that the file is whole and its architecture is one that transformers knows",
+        ) from error
+    if where:
+        _forget_gguf(model)
+    came_in = model.dtype
+    return model.to(dtype), tokenizer, came_in
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Make a model that was decoded from GGUF an ordinary one: save_pretrained refuses it otherwise."""
+    model.hf_quantizer = None
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+
+
+def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> ChatTemplate:
+    """The template to train in. `auto`: the model's own, unless the data has tools and it knows none.
+
+    Raises UsageError if there is none, or if the shipped one does not fit the tokenizer.
+    """
+    tokens = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
+    if choice != "auto":
+        return ChatTemplate(load_template(choice), **tokens)
+    if own:
+        template = ChatTemplate(own, **tokens)
+        if template.knows_tools or not with_tools:
+            return template
+    vocabulary = tokenizer.get_vocab()
+    if "<|im_start|>" not in vocabulary or "<|im_end|>" not in vocabulary:
+        lack = "knows no tools" if own else "is not there"
+        raise UsageError(
+            f"the student's chat template {lack}, and its tokenizer has no ChatML tokens for the shipped one",
+            "give a template that fits this model: --chat-template FILE.jinja",
+        )
+    return ChatTemplate(load_template(TOOLS_TEMPLATE), **tokens)
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> Any:
+    """The model with trainable float32 adapters (Hu et al. 2021) on every linear layer but the head."""
+    import peft
+
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def merged(model: Any, path: Path, method: str) -> PreTrainedModel:
+    """The student alone, in float32: trained weights, or the loaded ones plus the adapters' update.
+
+    Adapters were trained on weights in the arithmetic's dtype; they are added to the weights as
+    they were stored, so that nothing is rounded on the way.
+    """
+    if method == "full":
+        return model.float()
+    import peft
+
+    adapters = peft.get_peft_model_state_dict(model)
+    fresh, _, _ = load(path, torch.float32)
+    target = peft.get_peft_model(fresh, model.peft_config["default"])
+    peft.set_peft_model_state_dict(target, adapters)
+    return target.merge_and_unload()
