@@ -1,0 +1,89 @@
+"""What all wrappers of llama.cpp's tools share: running one, and saying what it died of."""
+
+from __future__ import annotations
+
+import re
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pillm.core.command import Command
+from pillm.core.errors import PillmError, ResourceError
+from pillm.core.process import run
+from pillm.llamacpp.install import LlamaCpp
+
+QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
+"""Worker threads that sleep between operations: on a busy machine spinning ones cost a multiple of the time."""
+
+# `0.00.026.546 E srv    load_model: text`: seconds, level, component.
+_PREFIX = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ )?(?:([EWIDT]) )?")
+_SIGN = re.compile(r"\berror|\bfail|not |unable|unknown|invalid|terminate|exception|assert|illegal", re.IGNORECASE)
+_VAGUE = re.compile(
+    r"^(?:\w+\s+)?\w+\s*: (?:failed to load model|exiting due to|error: unable to load model|cleaning up)"
+    r"|failed to (?:quantize|load) model|main : failed to init|fit params to free device memory",
+    re.IGNORECASE,
+)
+
+
+def telling_line(text: str) -> str:
+    """The line of a tool's output that says most of why it failed: the first error that is not a consequence."""
+    errors, signs, last = [], [], ""
+    for line in text.splitlines():
+        prefix = _PREFIX.match(line)
+        bare = line[prefix.end() :].strip() if prefix else line.strip()
+        if not bare:
+            continue
+        last = bare
+        if prefix and prefix[1] == "E":
+            errors.append(bare)
+        elif _SIGN.search(bare) and (not prefix or prefix[1] is None):
+            signs.append(bare)
+    for group in (errors, signs):
+        if clear := [line for line in group if not _VAGUE.search(line)]:
+            return clear[0]
+    return (errors or signs or [last or "it said nothing"])[0]
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return _PREFIX.sub("", lines[-1]) if lines else "none"
+
+
+def call(
+    tools: LlamaCpp,
+    name: str,
+    arguments: Sequence[str],
+    *,
+    on_line: Callable[[str], None] | None = None,
+) -> str:
+    """Run a tool to the end; returns its output, stdout and stderr as they came.
+
+    Raises ResourceError (disk full, killed for memory) or PillmError with the line that says why and
+    the log's path; the log of a run that went well is deleted.
+    """
+    with tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".log", delete=False) as file:
+        log = Path(file.name)
+    kept = False
+    try:
+        code = run(Command((str(tools.tool(name)), *arguments), QUIET_THREADS), log=log, on_line=on_line)
+        text = log.read_text("utf-8", "replace")
+        if code:
+            kept = True
+            raise failure(name, code, text, log)
+        return text
+    finally:
+        if not kept:
+            log.unlink(missing_ok=True)
+
+
+def failure(name: str, code: int, text: str, log: Path) -> PillmError:
+    """The error for a tool that ended with `code` (negative: a signal)."""
+    if "No space left on device" in text or "Disk quota exceeded" in text:
+        return ResourceError(f"{name}: the disk is full", f"free some space, then run again; its log is {log}")
+    if code == -9 or "std::bad_alloc" in text or "failed to allocate" in text:
+        return ResourceError(f"{name} ran out of memory", f"use a smaller model or a shorter context; its log is {log}")
+    if code < 0:
+        how = signal.strsignal(-code) or f"signal {-code}"
+        return PillmError(f"{name} crashed ({how}); its last line: {_last_line(text)}", f"its log is {log}")
+    return PillmError(f"{name} failed (exit code {code}): {telling_line(text)}", f"its log is {log}")
