@@ -11,7 +11,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -66,7 +66,6 @@ class StageRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0
-    status: Literal["ran", "cached"] = "ran"
 
 
 class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +85,7 @@ class RunManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def now() -> str:
-    """This moment in UTC, to the second, as ISO 8601."""
+    """Now, in UTC, to the second, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -104,7 +103,7 @@ def versions(llamacpp: str = "") -> dict[str, str]:
 
 
 def hardware() -> Hardware:
-    """This machine. Cores are those that this process may use."""
+    """The machine we are on. Cores are those that this process may use."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -35,12 +35,12 @@ class Stage(msgspec.Struct, frozen=True):
     @property
     def options(self) -> type[StageOptions]:
         """The options model."""
-        return cast('type[StageOptions]', _load(self.options_at))
+        return cast("type[StageOptions]", _load(self.options_at))
 
     @property
     def run(self) -> Callable[[Any, Emit], Result]:
         """The entry point; importing it may import torch."""
-        return cast('Callable[[Any, Emit], Result]', _load(self.run_at))
+        return cast("Callable[[Any, Emit], Result]", _load(self.run_at))
 
     def output_paths(self, options: StageOptions) -> dict[str, Path]:
         """Where each output of a run with these options is published."""

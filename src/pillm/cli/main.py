@@ -1,0 +1,109 @@
+"""`pillm`: the command line. Finds the command, and turns whatever goes wrong into an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cyclopts import App
+
+from pillm import __version__
+from pillm.cli.failures import tell
+from pillm.cli.screen import Screen
+from pillm.pipeline.stages import STAGES
+
+if TYPE_CHECKING:
+    from pillm.pipeline.stages import Stage
+
+_HELP = """From a dataset and a big teacher model to a small language model on your Raspberry Pi.
+
+Start with: pillm run quickstart"""
+
+# Places of the commands, so that `--help` imports none of them.
+_COMMANDS = {
+    "run": ("pillm.cli.run:run", "Run a profile: every stage that is not up to date"),
+    "report": ("pillm.cli.run:report", "Make a run's report page again"),
+    "doctor": ("pillm.cli.doctor:doctor", "Say what is here, what is missing, and how to get it"),
+}
+_GROUPS = {
+    "profile": (
+        "Profiles: which stages run, with which options",
+        {
+            "list": ("pillm.cli.profiles:list_profiles", "Profiles that can be run by name"),
+            "show": ("pillm.cli.profiles:show", "Print a profile"),
+            "validate": ("pillm.cli.profiles:validate", "Check profiles and say all that is wrong with them"),
+            "schema": ("pillm.cli.profiles:schema", "Print the JSON Schema of profiles, for editors"),
+            "new": ("pillm.cli.profiles:new", "Write a profile with every option and its default"),
+        },
+    ),
+    "models": (
+        "Models and where they are on this machine",
+        {"resolve": ("pillm.cli.models:resolve", "Fetch a model if need be, and print its path")},
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None, table: Mapping[str, Stage] = STAGES) -> int:
+    """Run a command line (default: the process's own) over a stage table; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    screen = Screen(json="--json" in argv, verbose="--verbose" in argv)
+    # So that ending a run from outside ends its children and leaves its files as Ctrl-C does.
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Help and version are the only words that cyclopts itself prints, and they end like this.
+        _app(argv, table, screen)(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except BrokenPipeError:
+        # The reader of our stdout went away (`pillm ... | head`): there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        return tell(error, argv, screen)
+    return 0
+
+
+def _app(argv: Sequence[str], table: Mapping[str, Stage], screen: Screen) -> App:
+    """The commands. Only the one that is asked for is built, since each needs its imports."""
+    app = App(
+        name="pillm",
+        help=_HELP,
+        version=f"pillm {__version__}",
+        help_format="plaintext",
+        usage="Usage: pillm COMMAND [OPTIONS]",
+        suppress_keyboard_interrupt=False,
+    )
+    asked = argv[0] if argv else ""
+    for name, (place, about) in _COMMANDS.items():
+        app.command(_loaded(place, screen) if name == asked else _unasked, name=name, help=about, group="Commands")
+    for name, stage in table.items():
+        if name != asked:
+            app.command(_unasked, name=name, help=stage.summary, group="Stages")
+            continue
+        from pillm.cli.stages import command_of, usage_of
+
+        app.command(command_of(stage, screen), name=name, help=stage.options.__doc__, usage=usage_of(stage))
+    for name, (about, commands) in _GROUPS.items():
+        group = App(name=name, help=about, help_format="plaintext", group="Commands")
+        for inner, (place, inner_about) in commands.items():
+            is_asked = name == asked and inner in argv[1:2]
+            group.command(_loaded(place, screen) if is_asked else _unasked, name=inner, help=inner_about)
+        app.command(group)
+    return app
+
+
+def _unasked() -> None:
+    """Stands for a command that another line would have asked for."""
+
+
+def _loaded(place: str, screen: Screen) -> Callable[..., None]:
+    from importlib import import_module
+
+    module, _, name = place.partition(":")
+    make: Callable[[Screen], Callable[..., None]] = getattr(import_module(module), name)
+    return make(screen)

@@ -1,0 +1,192 @@
+"""How events, results and failures look: bars on a terminal, plain lines elsewhere, or JSON lines.
+
+stdout is for results (and, with --json, for events); stderr is for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pillm.core.events import (
+    Event,
+    Failed,
+    Finished,
+    Found,
+    Log,
+    Made,
+    Metric,
+    Progress,
+    StageEnded,
+    StageStarted,
+    encode,
+)
+from pillm.core.findings import Finding
+
+if TYPE_CHECKING:  # rich takes long to import, and plain or JSON output does without it
+    from pillm.cli.bars import Bars
+
+_PLAIN_EVERY_SECONDS = 5.0
+_FINDINGS_SHOWN = 30
+
+
+class Screen:
+    """Where everything that a command says goes; `emit` is what stages get."""
+
+    def __init__(self, *, json: bool = False, verbose: bool = False) -> None:
+        self.json, self.verbose = json, verbose
+        self._out = sys.stdout
+        self._stage = ""
+        self._told: dict[str, float] = {}
+        self._shown: set[Finding] = set()
+        self._bars: Bars | None = None
+
+    def emit(self, event: Event) -> None:
+        """Show an event."""
+        if self.json:
+            self._out.write(encode(event).decode() + "\n")
+            self._out.flush()
+            return
+        match event:
+            case Progress():
+                self._progress(event)
+            case Metric() if self.verbose:
+                step = f" at step {event.step}" if event.step is not None else ""
+                self.say(f"{event.name} = {figure(event.value)} {event.unit}".rstrip() + step)
+            case Log() if self.verbose or event.level != "debug":
+                self.say(event.message if event.level in ("debug", "info") else f"{event.level}: {event.message}")
+            case Found():
+                self.findings([event.finding])
+            case Made() if self.verbose:
+                self.say(f"made {event.artifact.path}")
+            case StageStarted():
+                self._stage = ""
+                self.say(f"== {event.stage}")
+                if self.verbose:
+                    self.say(event.command)
+                self._stage = event.stage
+            case StageEnded():
+                self._stage = ""
+                self._clear()
+                words = {"ran": "done", "cached": "unchanged, taken from the last run"}.get(event.status, event.status)
+                self.say(f"== {event.stage}: {words} ({duration(event.seconds)})")
+            case _:
+                pass
+
+    def say(self, line: str) -> None:
+        """A line for a person, on stderr."""
+        prefix = f"{self._stage}: " if self._stage and not self._bars else ""
+        if self._bars:
+            self._bars.line(line)
+        else:
+            sys.stderr.write(f"{prefix}{line}\n")
+            sys.stderr.flush()
+
+    def result(self, line: str = "") -> None:
+        """A line of the command's result, on stdout."""
+        self._clear()
+        self._out.write(line + "\n")
+        self._out.flush()
+
+    def findings(self, found: list[Finding] | tuple[Finding, ...]) -> None:
+        """Findings that were not shown yet; beyond a screenful they are counted."""
+        fresh = [finding for finding in found if finding not in self._shown]
+        for finding in fresh[:_FINDINGS_SHOWN]:
+            self._shown.add(finding)
+            self.say(str(finding))
+        if len(fresh) > _FINDINGS_SHOWN:
+            self.say(f"... and {len(fresh) - _FINDINGS_SHOWN} more like these")
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """The command ended well."""
+        self._clear()
+        if self.json:
+            self.emit(Finished(metrics))
+
+    def fail(self, message: str, hint: str, exit_code: int, found: tuple[Finding, ...] = ()) -> int:
+        """The command ends with an error; returns its exit code."""
+        self._clear()
+        self._stage = ""
+        if self.json:
+            for finding in found:
+                self.emit(Found(finding))
+            self.emit(Failed(message, hint, exit_code))
+            return exit_code
+        self.findings(found)
+        self.say(f"pillm: {message}")
+        for line in hint.splitlines():
+            self.say(f"    {line}")
+        return exit_code
+
+    @contextlib.contextmanager
+    def results_only(self) -> Iterator[None]:
+        """Keep stdout for us: whatever libraries print there while the block runs goes to stderr."""
+        sys.stdout.flush()
+        kept = os.dup(1)
+        before, self._out = self._out, os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape")
+        os.dup2(2, 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            self._out.close()
+            self._out = before
+            os.dup2(kept, 1)
+            os.close(kept)
+
+    def _progress(self, event: Progress) -> None:
+        if self._bars is None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            from pillm.cli.bars import Bars
+
+            self._bars = Bars()
+        if self._bars:
+            self._bars.update(event)
+            return
+        ended = event.total is not None and event.done >= event.total
+        now = time.monotonic()
+        # The first line comes late: what is over at once needs none.
+        if now - self._told.setdefault(event.label, now) < _PLAIN_EVERY_SECONDS and not (
+            ended and self._told.get(f"{event.label} told")
+        ):
+            return
+        self._told[event.label] = self._told[f"{event.label} told"] = now
+        of = f" of {amount(event.total, event.unit)}" if event.total is not None else ""
+        self.say(f"{event.label}: {amount(event.done, event.unit)}{of}")
+
+    def _clear(self) -> None:
+        if self._bars:
+            self._bars.close()
+            self._bars = None
+        self._told.clear()
+
+
+def amount(value: float, unit: str) -> str:
+    """A number of things with its unit: bytes in powers of 1000, the rest with separators."""
+    if unit in ("B", "bytes"):
+        for name in ("B", "kB", "MB"):
+            if value < 1000:
+                return f"{value:.0f} {name}" if name == "B" else f"{value:.1f} {name}"
+            value /= 1000
+        return f"{value:.2f} GB"
+    number = f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    return f"{number} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `4.2 s`, `3 min 12 s`, `1 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def figure(value: object) -> str:
+    """A metric's value, short enough to read."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
