@@ -11,7 +11,12 @@ from pillm.core.options import InputFile, ModelReference, NoEffect, StageOptions
 
 
 class LabelOptions(StageOptions):
-    """Let a teacher answer the prompts of a dataset; records that have an answer pass through."""
+    """Let a teacher answer the prompts of a dataset; records that have an answer pass through.
+
+    Answers are checked (complete, not looping, JSON and tool calls that fit their schemas); a rejected one
+    is asked for again up to `attempts` times, then kept in rejected.jsonl. A run that was cut off goes
+    on where it was when it is started again.
+    """
 
     prompts: Annotated[Path, InputFile()] = Field(description="Dataset with prompts (JSONL, or dataset:NAME/SPLIT)")
     teacher: Annotated[str, ModelReference()] = Field(
@@ -40,7 +45,13 @@ class LabelOptions(StageOptions):
     timeout: Annotated[float, NoEffect()] = Field(
         120.0, gt=0, description="Longest wait for one answer", json_schema_extra=unit("s")
     )
-    context: int = Field(2048, ge=128, description="Context length of a GGUF teacher", json_schema_extra=unit("tokens"))
+    chat_template: str = Field(
+        "model",
+        description="model: the teacher's own; or the name of a shipped template, or a Jinja file (not for a URL)",
+    )
+    context: int = Field(
+        2048, ge=128, description="Context length of a teacher in llama-server", json_schema_extra=unit("tokens")
+    )
     limit: int | None = Field(
         None, ge=1, description="Label at most this many prompts", json_schema_extra=unit("prompts")
     )

@@ -1,0 +1,346 @@
+"""A teacher behind an OpenAI-compatible server: many requests in flight, patient with a busy server.
+
+What ends the run (a NetworkError; all answers so far are in the journal): a key that is not
+accepted, an address that is not there, a server that cannot be reached or stays busy, and many
+failed prompts in a row. What concerns one prompt alone (it is too long, the server refuses it, or
+fails on it again and again) is a reply with a failure, and the others go on.
+
+With temperature 0 the same server gives the same answer to a prompt as far as its arithmetic does not
+depend on what else is in its batch. llama-server's prompt cache does change the arithmetic (part of the
+prompt is then computed in another batch), so it is switched off for a server that is our own. On a CPU
+12 answers of 40 tokens were then the same with one and with four slots; GPUs and other servers promise
+nothing. With a temperature above 0 the seed is sent, and what it fixes is the server's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import msgspec
+import stamina
+import stamina.instrumentation
+
+from pillm.core.errors import NetworkError, UsageError
+from pillm.core.events import Emit, Log
+from pillm.teach import wire
+from pillm.teach.ask import Ask, Backend, Deliver, Reason, Reply
+
+LONGEST_WAIT = 300.0
+"""Seconds; a server that asks for a longer pause ends the run instead."""
+
+FAILURES_IN_A_ROW = 8
+_BUSY = {408, 409, 425, 429}
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A server: `url` ends before `/chat/completions`; `key` may be empty; `timeout` in seconds an answer."""
+
+    url: str
+    key: str
+    key_place: str
+    timeout: float
+    tries: int
+    concurrency: int
+    extra: dict[str, object] = {}
+    own: bool = False
+    """Started by us: no proxy is between."""
+
+
+@dataclass
+class Counts:
+    """What was sent in this run."""
+
+    requests: int = 0
+    retries: int = 0
+
+
+class _Refused(Exception):
+    """An HTTP status that is no success."""
+
+    def __init__(self, status: int, kind: str, message: str, wait: float | None) -> None:
+        super().__init__(f"{status}: {message}" if message else str(status))
+        self.status, self.kind, self.message, self.wait = status, kind, message, wait
+
+
+class _Garbled(Exception):
+    """A 200 that is not what was asked for."""
+
+
+@dataclass
+class _Line:
+    """The connection's state, shared by all requests in flight."""
+
+    endpoint: Endpoint
+    client: httpx.AsyncClient
+    counts: Counts
+    emit: Emit
+    not_before: float = 0.0
+    failures: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+def check_url(url: str) -> str:
+    """The base address without a slash at its end. Raises UsageError if it cannot be one, or holds a secret."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UsageError(f"the teacher's address is not a URL ({error})", "write it as http://host:port/v1") from None
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise UsageError(
+            f"the teacher's address on {parsed.host} holds a name, a password or a query",
+            "a key belongs in an environment variable; name it with --api-key-env",
+        )
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UsageError(f"{url}: not the address of a server", "write it as http://host:port/v1")
+    return url.rstrip("/")
+
+
+def check_key(key: str, place: str) -> str:
+    """The key, trimmed. Raises UsageError (without showing it) if it cannot be sent in a header."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(f"the key in ${place} has characters that no key has", f"set ${place} again")
+    return key
+
+
+def first_model(endpoint: Endpoint, counts: Counts, emit: Emit) -> str:
+    """The first model that the server lists. Raises NetworkError, or UsageError if it lists none."""
+
+    async def ask() -> bytes:
+        async with _client(endpoint) as client:
+            return await _patiently(_Line(endpoint, client, counts, emit), "GET", "/models", None)
+
+    try:
+        listed = wire.models(asyncio.run(ask()))
+    except (msgspec.MsgspecError, UnicodeDecodeError, _Garbled):
+        listed = []
+    except (_Refused, httpx.HTTPError, TimeoutError) as error:
+        raise NetworkError(f"{endpoint.url}/models: {_why(error, endpoint)}", "is the server healthy?") from None
+    if not listed:
+        raise UsageError(
+            f"{endpoint.url}/models: the server lists no model", "name one with --model-name, and check the address"
+        )
+    return listed[0]
+
+
+def knows_tools(endpoint: Endpoint) -> bool:
+    """Whether the chat template of a llama-server shows declared tools to the model; True if it does not say."""
+    try:
+        with httpx.Client(trust_env=not endpoint.own, timeout=endpoint.timeout) as client:
+            headers = {"Authorization": f"Bearer {endpoint.key}"}
+            props = client.get(endpoint.url.removesuffix("/v1") + "/props", headers=headers).json()
+        return bool(props["chat_template_caps"].get("supports_tools", True))
+    except (httpx.HTTPError, ValueError, KeyError, AttributeError, TypeError):
+        return True
+
+
+def backend(endpoint: Endpoint, model: str, counts: Counts, emit: Emit) -> Backend:
+    """Answers by requests to the server, `endpoint.concurrency` of them in flight."""
+
+    def answer(asks: Sequence[Ask], deliver: Deliver) -> None:
+        try:
+            asyncio.run(_answer(endpoint, model, counts, emit, asks, deliver))
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+    return answer
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _client(endpoint: Endpoint) -> httpx.AsyncClient:
+    # Retries are counted by `_patiently`, and nothing but events may be shown.
+    stamina.instrumentation.set_on_retry_hooks([])
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    limits = httpx.Limits(max_connections=endpoint.concurrency)
+    # The whole answer has a limit of its own; connecting takes no longer than 10 s anywhere.
+    timeout = httpx.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout))
+    return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not endpoint.own)
+
+
+async def _answer(
+    endpoint: Endpoint, model: str, counts: Counts, emit: Emit, asks: Sequence[Ask], deliver: Deliver
+) -> None:
+    todo = iter(asks)
+    async with _client(endpoint) as client:
+        line = _Line(endpoint, client, counts, emit)
+
+        async def work() -> None:
+            for ask in todo:
+                deliver([(ask, await _ask(line, model, ask))])
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(endpoint.concurrency, len(asks))):
+                group.create_task(work())
+
+
+async def _ask(line: _Line, model: str, ask: Ask) -> Reply:
+    """One prompt's answer, or its failure."""
+    try:
+        try:
+            reply = await _complete(line, model, ask)
+        except _Refused as error:
+            # Newer servers know the limit by another name only, and say so.
+            if error.status != 400 or "max_completion_tokens" not in error.message or line.renamed:
+                raise
+            line.renamed["max_tokens"] = "max_completion_tokens"
+            reply = await _complete(line, model, ask)
+    except _Refused as error:
+        if error.status in (400, 413, 422) and _too_long(error):
+            line.failures = 0
+            return Reply(failure=Reason("too-long", f"the prompt is too long: {error.message}"), lasting=True)
+        return _failed(line, error)
+    except (_Garbled, httpx.HTTPError, TimeoutError) as error:
+        return _failed(line, error)
+    line.failures = 0
+    return reply
+
+
+async def _complete(line: _Line, model: str, ask: Ask) -> Reply:
+    body = wire.request(ask, model, line.endpoint.extra)
+    body = {line.renamed.get(name, name): value for name, value in body.items()}
+    return wire.reply(await _patiently(line, "POST", "/chat/completions", body))
+
+
+async def _patiently(line: _Line, method: str, path: str, body: dict[str, object] | None) -> bytes:
+    """One request with its retries. Raises NetworkError where no request can succeed, else the last error."""
+    endpoint = line.endpoint
+    try:
+        async for attempt in stamina.retry_context(
+            on=lambda error: _again(line, error),
+            attempts=endpoint.tries,
+            timeout=None,
+            wait_initial=0.5,
+            wait_max=30,
+            wait_jitter=0.5,
+        ):
+            with attempt:
+                line.counts.requests += 1
+                line.counts.retries += attempt.num > 1
+                return await _once(line, method, path, body)
+    except _Refused as error:
+        _give_up(endpoint, path, error)
+        raise
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise NetworkError(
+            f"{endpoint.url}: cannot be reached ({_why(error, endpoint)})",
+            "is the server running, and is the address right? answers so far are kept; run the same command again",
+        ) from None
+    raise AssertionError("a retry context returns or raises")
+
+
+async def _once(line: _Line, method: str, path: str, body: dict[str, object] | None) -> bytes:
+    # A server that asked one request to wait is not asked by the others meanwhile.
+    while (wait := line.not_before - time.monotonic()) > 0:
+        await asyncio.sleep(wait)
+    async with asyncio.timeout(line.endpoint.timeout):
+        response = await line.client.request(method, line.endpoint.url + path, json=body)
+    if not response.is_success:
+        kind, message = wire.error_message(response.content)
+        if response.is_redirect:
+            message = f"it redirects to {response.headers.get('location', 'nowhere')}"
+        raise _Refused(response.status_code, kind, _clean(message, line.endpoint), _wait(response))
+    if method == "POST":
+        try:
+            wire.reply(response.content)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise _Garbled(f"not a chat completion ({error})") from None
+    return response.content
+
+
+def _again(line: _Line, error: Exception) -> bool | float:
+    """Whether to try again; a number is how many seconds the server asks us to wait."""
+    if isinstance(error, _Refused):
+        if error.status not in _BUSY and (error.status < 500 or error.status == 501):
+            return False
+        if error.wait is None:
+            return True
+        if error.wait > LONGEST_WAIT:
+            return False
+        line.not_before = max(line.not_before, time.monotonic() + error.wait)
+        line.emit(Log(f"the server is busy ({error.status}) and asks for {error.wait:.0f} s", "info"))
+        return error.wait
+    return isinstance(error, _Garbled | TimeoutError | httpx.TransportError)
+
+
+def _give_up(endpoint: Endpoint, path: str, error: _Refused) -> None:
+    """Raise NetworkError for a refusal that every prompt would get."""
+    said = f": {error.message}" if error.message else ""
+    kept = "answers so far are kept; run the same command again"
+    if error.status == 401:
+        state = "is not accepted" if endpoint.key else "is missing"
+        message, hint = f"the key {state} (401){said}", f"put the server's key into ${endpoint.key_place}"
+    elif error.status == 403:
+        message, hint = f"the server denies access (403){said}", "ask who runs it for access to this model"
+    elif error.status == 404:
+        message = f"not found (404){said}"
+        hint = "check the address (most end in /v1) and --model-name"
+    elif error.status == 402:
+        message, hint = f"the account's credit is used up (402){said}", kept
+    elif error.status == 429:
+        wait = f", and asks for {error.wait:.0f} s of pause" if error.wait else ""
+        message = f"too many requests (429){wait}{said}"
+        hint = f"lower --concurrency or raise --attempts; {kept}"
+    elif 300 <= error.status < 400:
+        message, hint = error.message, "give that address"
+    else:
+        return
+    raise NetworkError(f"{endpoint.url}{path}: {message}", hint)
+
+
+def _failed(line: _Line, error: Exception) -> Reply:
+    """A reply for a prompt whose request failed; raises NetworkError if that happens again and again."""
+    why = _why(error, line.endpoint)
+    line.failures += 1
+    if line.failures >= max(FAILURES_IN_A_ROW, 2 * line.endpoint.concurrency):
+        raise NetworkError(
+            f"{line.endpoint.url}: {line.failures} prompts in a row failed, the last one so: {why}",
+            "look at the server's log; answers so far are kept; run the same command again",
+        )
+    return Reply(failure=Reason("failed", f"the request failed: {why}"), passing=True)
+
+
+def _why(error: Exception, endpoint: Endpoint) -> str:
+    if isinstance(error, _Refused):
+        return f"the server says {error}"
+    if isinstance(error, _Garbled):
+        return _clean(str(error), endpoint)
+    if isinstance(error, TimeoutError | httpx.TimeoutException):
+        return f"no answer within {endpoint.timeout:g} s (--timeout)"
+    return _clean(str(error), endpoint) or "the connection was cut"
+
+
+def _clean(text: str, endpoint: Endpoint) -> str:
+    """A server's words without our key, which some servers repeat."""
+    return text.replace(endpoint.key, "***") if endpoint.key else text
+
+
+def _too_long(error: _Refused) -> bool:
+    text = f"{error.kind} {error.message}".lower()
+    return "exceed_context" in text or "context_length" in text or "context length" in text or "context size" in text
+
+
+def _wait(response: httpx.Response) -> float | None:
+    """Seconds that Retry-After asks for: a number, or a date (RFC 9110, 10.2.3)."""
+    text = response.headers.get("retry-after", "").strip()
+    if not text:
+        return None
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        until = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    until = until if until.tzinfo else until.replace(tzinfo=datetime.UTC)
+    return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())
