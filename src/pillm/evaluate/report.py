@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,19 @@ def scores(answers: Iterable[Answer]) -> Scores:
         ask_back=right("ask"),
         plain_answer=right("chat"),
     )
+
+
+def grouped(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Scores]:
+    """The shares of each group, by its name, in the names' order."""
+    names = sorted({key(answer) for answer in answers})
+    return {name: scores(answer for answer in answers if key(answer) == name) for name in names}
+
+
+def by_kind(answers: Sequence[Answer]) -> dict[str, Rate]:
+    """The share of right answers of each kind of dialogue."""
+    right = Counter(answer.kind for answer in answers if answer.right)
+    counts = Counter(answer.kind for answer in answers)
+    return {kind: share for kind in sorted(counts) if (share := rate(right[kind], counts[kind]))}
 
 
 class Closeness(msgspec.Struct, frozen=True, omit_defaults=True):

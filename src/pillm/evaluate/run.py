@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from pillm.evaluate.journal import NAME as JOURNAL
 from pillm.evaluate.journal import journal
 from pillm.evaluate.judge import cases, evenly, judge
 from pillm.evaluate.options import EvaluateOptions
-from pillm.evaluate.report import Answer, Measured, Quality, Rate, Scores, rate, scores
+from pillm.evaluate.report import Answer, Measured, Quality, Scores, by_kind, grouped, scores
 from pillm.llamacpp.install import ensure
 from pillm.llamacpp.server import serve
 from pillm.models.chat import template_path
@@ -70,9 +70,9 @@ def run(options: EvaluateOptions, emit: Emit) -> Result:
             records=len(records),
             asked=len(asked),
             overall=scores(answers),
-            by_locale=_groups(answers, lambda answer: answer.locale),
-            by_tool=_groups([a for a in answers if a.expected.calls], lambda answer: answer.tool),
-            by_kind=_by_kind(answers),
+            by_locale=grouped(answers, lambda answer: answer.locale),
+            by_tool=grouped([a for a in answers if a.expected.calls], lambda answer: answer.tool),
+            by_kind=by_kind(answers),
             failures=dict(sorted(Counter(answer.got.failure for answer in answers if answer.got.failure).items())),
             closeness=rows,
             closeness_text=told,
@@ -102,16 +102,6 @@ def _settings(measured: Measured, template: Path | None, options: EvaluateOption
     """A hash of all that an answer depends on, besides its record."""
     parts = [measured.sha256, sha256_file(template) if template else "", options.max_tokens, options.context, llamacpp]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
-
-
-def _groups(answers: Sequence[Answer], key: Callable[[Answer], str]) -> dict[str, Scores]:
-    names = sorted({key(answer) for answer in answers})
-    return {name: scores(answer for answer in answers if key(answer) == name) for name in names}
-
-
-def _by_kind(answers: Sequence[Answer]) -> dict[str, Rate]:
-    right, counts = Counter(answer.kind for answer in answers if answer.right), Counter(a.kind for a in answers)
-    return {kind: share for kind in sorted(counts) if (share := rate(right[kind], counts[kind]))}
 
 
 def _publish(out: Path, report: Quality, answers: Sequence[Answer], emit: Emit) -> dict[str, Path]:

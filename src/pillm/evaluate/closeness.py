@@ -1,0 +1,79 @@
+"""Perplexity on held-out dialogues, and how far each file is from the unquantized one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from pillm.core.artifacts import PARTIAL
+from pillm.core.errors import PillmError, UsageError
+from pillm.core.events import Emit, Log
+from pillm.evaluate.ask import connect, post
+from pillm.evaluate.judge import Case, evenly
+from pillm.evaluate.options import EvaluateOptions
+from pillm.evaluate.report import Closeness
+from pillm.llamacpp.install import LlamaCpp
+from pillm.llamacpp.perplexity import kl_divergence, perplexity
+from pillm.llamacpp.server import Server
+from pillm.models.chat import ChatTemplate
+
+# Characters a token at most, on real text, so that enough dialogues are taken before they are counted.
+_CHARACTERS = 6
+# llama-perplexity refuses a text that has not two chunks.
+_LEAST_CHUNKS = 2
+
+
+class Text(msgspec.Struct, frozen=True):
+    """Held-out dialogues as the model reads them; `chunks` is 0, and `why_not` told, where there is nothing to measure."""
+
+    text: str
+    chunks: int
+    why_not: str = ""
+
+
+def held_out_text(server: Server, cases: Sequence[Case], options: EvaluateOptions) -> Text:
+    """Whole dialogues, evenly over the data, in the chat template that the server runs the model with."""
+    with connect(server, 1) as client:
+        base = server.url.removesuffix("/v1")
+        props = client.get(f"{base}/props").json()
+        try:
+            template = ChatTemplate(props["chat_template"], props.get("bos_token", ""), props.get("eos_token", ""))
+            wanted = options.chunks * options.chunk_tokens * _CHARACTERS
+            rendered = [template.render(case.record.messages, case.record.tools) for case in cases]
+        except (UsageError, KeyError) as error:
+            return Text("", 0, f"the chat template cannot write these dialogues: {error}")
+        mean = max(1, sum(map(len, rendered)) // len(rendered))
+        text = "".join(evenly(rendered, max(1, -(-wanted // mean))))
+        # llama-perplexity reads the markup as plain text, so it is counted as such.
+        counted = post(client, server, f"{base}/tokenize", {"content": text, "parse_special": False})
+        chunks = min(options.chunks, len(counted.json()["tokens"]) // options.chunk_tokens)
+    if chunks < _LEAST_CHUNKS:
+        return Text("", 0, f"the held-out dialogues are shorter than two chunks of {options.chunk_tokens} tokens")
+    return Text(text, chunks)
+
+
+def measure(
+    tools: LlamaCpp, model: Path, text: Text, options: EvaluateOptions, emit: Emit
+) -> tuple[list[Closeness], str]:
+    """A row for the reference, the model and each further file; and what they were measured on.
+
+    Without a reference the model's perplexity alone. The reference's logits go to a temporary folder
+    in `out` (2 bytes a vocabulary entry for half of the tokens) and are deleted.
+    """
+    if not text.chunks:
+        emit(Log(f"no perplexity: {text.why_not}", "warning"))
+        return [], text.why_not
+    told = f"{text.chunks} chunks of {options.chunk_tokens} tokens of the held-out dialogues"
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=options.out) as folder:
+        file = Path(folder) / "held-out.txt"
+        file.write_text(text.text, encoding="utf-8")
+        if options.reference is None:
+            return [_perplexity(tools, model, "model", file, text.chunks, options, emit)], told
+        logits = Path(folder) / "logits.bin"
+        rows = [_perplexity(tools, options.reference, "reference", file, text.chunks, options, emit, logits)]
+        for other in [model, *_others(options, model)]:
+            rows.append(_divergence(tools, other, "model" if other == model else "also", logits, text.chunks, options, emit))
+        return rows, told

@@ -1,0 +1,208 @@
+"""What the report's page tells, gathered from a run's folder. A part that is not there is left out, and named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from pillm import devices
+from pillm.bench import report as bench_report
+from pillm.bench.report import Bench
+from pillm.core import jsonl
+from pillm.core.artifacts import Artifact
+from pillm.core.errors import PillmError, UsageError
+from pillm.core.records import Record
+from pillm.devices import Prediction
+from pillm.evaluate import report as quality_report
+from pillm.evaluate.report import Answer, Closeness, Quality
+from pillm.pipeline import manifest
+from pillm.pipeline.manifest import RunManifest, StageRecord
+from pillm.teach import report as label_report
+from pillm.teach.report import LabelReport
+from pillm.train.report import TrainReport
+
+T = TypeVar("T")
+
+# Reading a dataset for its licences takes a second per 100 MB; a bigger one is told by name and hash alone.
+_MAX_DATA_BYTES = 200 * 2**20
+
+
+class LossStep(msgspec.Struct, frozen=True):
+    """What the page needs of a line of `training.jsonl`."""
+
+    step: int
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+class DataFacts(msgspec.Struct, frozen=True):
+    """A dataset: counts of its records by what their lines say."""
+
+    use: str
+    file: Artifact
+    records: int | None
+    locales: dict[str, int]
+    licenses: dict[str, int]
+    sources: dict[str, int]
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """An answer, with the untouched model's answer to the same question."""
+
+    answer: Answer
+    before: Answer | None
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the page shows; None or empty is left out of it."""
+
+    manifest: RunManifest
+    product: Artifact | None
+    product_license: dict[str, str]
+    before: Quality | None
+    after: Quality | None
+    samples_right: list[Sample]
+    samples_wrong: list[Sample]
+    closeness: list[Closeness]
+    quantize: dict[str, Any] | None
+    export: dict[str, Any] | None
+    train: TrainReport | None
+    loss: list[LossStep]
+    label: LabelReport | None
+    bench: Bench | None
+    predictions: list[Prediction]
+    data: list[DataFacts]
+    missing: list[str]
+
+
+def gather(run_dir: Path) -> Facts:
+    """Read the manifest and the stages' reports. Raises UsageError only where there is no manifest."""
+    told = manifest.read(run_dir)
+    missing: list[str] = []
+
+    def read(record: StageRecord | None, name: str, load: Callable[[Path], T]) -> T | None:
+        artifact = record.outputs.get(name) if record else None
+        if record is None or artifact is None:
+            return None
+        try:
+            return load(run_dir / artifact.path)
+        except PillmError as error:
+            missing.append(f"{record.id}: {error.message}")
+            return None
+
+    evaluated = _all(told, "evaluate")
+    last = evaluated[-1] if evaluated else None
+    first = evaluated[0] if len(evaluated) > 1 else None
+    trained, quantized = _last(told, "train"), _last(told, "quantize")
+    after = read(last, "report", quality_report.load)
+    right, wrong = _samples(
+        read(last, "answers", quality_report.load_answers) or [],
+        read(first, "answers", quality_report.load_answers) or [],
+    )
+    measured = read(_last(told, "bench"), "report", bench_report.load)
+    produced = quantized or _last(told, "export")
+    return Facts(
+        manifest=told,
+        product=produced.outputs.get("gguf") if produced else None,
+        product_license=_licenses(told),
+        before=read(first, "report", quality_report.load),
+        after=after,
+        samples_right=right,
+        samples_wrong=wrong,
+        closeness=[row for row in after.closeness if row.kl_mean is not None] if after else [],
+        quantize=read(quantized, "report", _loader(dict[str, Any])),
+        export=read(_last(told, "export"), "report", _loader(dict[str, Any])),
+        train=read(trained, "report", _loader(TrainReport)),
+        loss=read(trained, "log", _load_loss) or [],
+        label=read(_last(told, "label"), "report", label_report.load),
+        bench=measured,
+        predictions=[devices.predict(devices.load(name), measured.model.numbers) for name in devices.names()]
+        if measured
+        else [],
+        data=list(_data(run_dir, told)),
+        missing=missing,
+    )
+
+
+def _all(told: RunManifest, stage: str) -> list[StageRecord]:
+    return [record for record in told.stages if record.stage == stage]
+
+
+def _last(told: RunManifest, stage: str) -> StageRecord | None:
+    records = _all(told, stage)
+    return records[-1] if records else None
+
+
+def _loader(kind: type[T]) -> Callable[[Path], T]:
+    """A reader of a JSON file of this type that tells in the tool's words what does not fit."""
+
+    def load(path: Path) -> T:
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise UsageError(f"{path}: {error}") from error
+
+    return load
+
+
+def _load_loss(path: Path) -> list[LossStep]:
+    try:
+        return msgspec.json.Decoder(LossStep).decode_lines(path.read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _licenses(told: RunManifest) -> dict[str, str]:
+    """Licence by model reference, for every model that any stage used and whose licence is known."""
+    return {used.reference: used.license for record in told.stages for used in record.models.values() if used.license}
+
+
+def _samples(after: list[Answer], before: list[Answer]) -> tuple[list[Sample], list[Sample]]:
+    """Four right answers of different kinds and languages, and four that are wrong for different reasons."""
+    earlier = {answer.id: answer for answer in before}
+    right = _spread([answer for answer in after if answer.right], lambda answer: (answer.kind, answer.locale))
+    wrong = _spread([answer for answer in after if not answer.right], lambda answer: (answer.kind, answer.reason))
+    return tuple([Sample(answer, earlier.get(answer.id)) for answer in group] for group in (right, wrong))  # type: ignore[return-value]
+
+
+def _spread(answers: list[Answer], key: Callable[[Answer], tuple[str, str]], count: int = 4) -> list[Answer]:
+    """The first `count` answers that differ in both parts of the key, then in one, then in neither."""
+    chosen: list[Answer] = []
+    for least in (2, 1, 0):
+        for answer in answers:
+            if len(chosen) == count:
+                return chosen
+            distance = [sum(a != b for a, b in zip(key(answer), key(other), strict=True)) for other in chosen]
+            if answer not in chosen and all(d >= least for d in distance):
+                chosen.append(answer)
+    return chosen
+
+
+def _data(run_dir: Path, told: RunManifest) -> Iterator[DataFacts]:
+    """The datasets that stages read, each once, with what it was used for."""
+    uses: dict[str, tuple[Artifact, list[str]]] = {}
+    for record in told.stages:
+        for artifact in record.inputs.values():
+            if artifact.path.endswith(".jsonl"):
+                _, stages = uses.setdefault(artifact.sha256, (artifact, []))
+                if record.stage not in stages:
+                    stages.append(record.stage)
+    for artifact, stages in uses.values():
+        path = run_dir / artifact.path
+        counts: dict[str, Counter[str]] = {"locale": Counter(), "license": Counter(), "source": Counter()}
+        readable = path.is_file() and path.stat().st_size <= _MAX_DATA_BYTES
+        if readable:
+            for _, item in jsonl.scan(path):
+                if isinstance(item, Record):
+                    for name, counter in counts.items():
+                        counter[getattr(item, name) or "not said"] += 1
+        yield DataFacts(
+            ", ".join(stages),
+            artifact,
+            counts["locale"].total() if readable else None,
+            *(dict(counter.most_common(6)) for counter in counts.values()),
+        )
