@@ -11,6 +11,7 @@ The two splits have files of their own, so that nothing can slip from one into t
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +112,7 @@ class Unlabelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     structured: tuple[SchemaPrompt, ...]
 
 
+@cache
 def _load(name: str, kind: type) -> Any:
     with (HERE / name).open(encoding="utf-8") as file:
         return msgspec.convert(yaml.safe_load(file), kind)

@@ -32,6 +32,8 @@ STATES = ("on", "off", "dim")
 WORD_SHARE = 0.1
 """How often a timer's amount is said in a word where the split has such words."""
 
+_AN = re.compile(r"\ba (?=(8\d?|11|18|eight|eleven|eighteen)-)")
+"""English: an 8-minute timer."""
 _ELIDES = tuple("aeiouâàéèêëîïôöûùüœæ")
 
 
@@ -66,10 +68,13 @@ def drawer(rng: random.Random, phrases: Phrases, common: Common) -> Draw:
     lists = {**common.values, **phrases.values}
     decks = {name: deck(rng, items(text)) for name, text in lists.items()}
     syllables, letters = items(common.syllables), items(common.letters)
+    # A made-up word begins with a consonant, so that "a", "le" and "de" stand before it unchanged.
+    openings = [syllable for syllable in syllables if not syllable.startswith(_ELIDES)]
 
     def draw(name: str) -> str:
         if name in ("odd", "Odd"):
-            word = "".join(pick(rng, syllables) for _ in range(2 + int(rng.random() * 1.6)))
+            rest = (pick(rng, syllables) for _ in range(1 + int(rng.random() * 1.6)))
+            word = pick(rng, openings) + "".join(rest)
             return word.capitalize() if name == "Odd" else word
         if name == "num":
             return str(10 + int(rng.random() * pick(rng, (90, 990, 9000))))
@@ -164,7 +169,7 @@ def fill(phrasing: str, draw: Draw, rng: random.Random, words: Answers, *, numbe
         arguments[name] = split_lead(value, words.leads)[1]
         return _in_form(value, match["form"], words.leads)
 
-    text = SLOT.sub(replace, body)
+    text = _AN.sub("an ", SLOT.sub(replace, body))
     return Filled(text, arguments, body.startswith("{"), body.endswith("}"))
 
 
