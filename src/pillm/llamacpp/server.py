@@ -76,11 +76,26 @@ def serve(
             if attempt == 2 or not _PORT_TAKEN.search(text):
                 raise failure(f"llama-server on {model}", process.returncode, text, log)
             sink.truncate(0)
-        yield Server(f"http://{HOST}:{port}/v1", key, log)
+        try:
+            yield Server(f"http://{HOST}:{port}/v1", key, log)
+        except Exception as error:
+            # A request that fails because the server is gone: say why it is gone.
+            if (code := _ended(process)) is not None:
+                raise failure(f"llama-server on {model}", code, log.read_text("utf-8", "replace"), log) from error
+            raise
+        finally:
+            if process.poll() is None:
+                log.unlink(missing_ok=True)
         if (code := process.poll()) is not None:
-            text = log.read_text("utf-8", "replace")
-            raise failure(f"llama-server on {model}", code, text, log)
-    log.unlink(missing_ok=True)
+            raise failure(f"llama-server on {model}", code, log.read_text("utf-8", "replace"), log)
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code if the server is gone or just going: its connections break a moment before it ends."""
+    try:
+        return process.wait(0.3)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _command(

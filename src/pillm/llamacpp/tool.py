@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, ResourceError
-from pillm.core.process import run
+from pillm.core.process import child
 from pillm.llamacpp.install import LlamaCpp
 
 QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
@@ -55,22 +58,47 @@ def call(
     name: str,
     arguments: Sequence[str],
     *,
-    on_line: Callable[[str], None] | None = None,
+    cwd: Path | None = None,
+    on_output: Callable[[str], None] | None = None,
+    stdout: Path | None = None,
 ) -> str:
-    """Run a tool to the end; returns its output, stdout and stderr as they came.
+    """Run a tool to the end; returns its output, stdout and stderr as they came (or to the file `stdout`).
+
+    `on_output` gets each new piece of output as it comes (lines may be cut). A tool writes the names it
+    was given into its results, so `cwd` and relative names keep temporary paths out of them.
 
     Raises ResourceError (disk full, killed for memory) or PillmError with the line that says why and
     the log's path; the log of a run that went well is deleted.
     """
-    with tempfile.NamedTemporaryFile(prefix=f"{name}-", suffix=".log", delete=False) as file:
-        log = Path(file.name)
-    kept = False
+    command = Command((str(tools.tool(name)), *arguments), QUIET_THREADS, str(cwd) if cwd else None)
+    return watch(command, name, on_output, stdout)
+
+
+def watch(
+    command: Command, name: str, on_output: Callable[[str], None] | None = None, stdout: Path | None = None
+) -> str:
+    """Run any command as `call` does; `name` is what errors call it."""
+    handle, path = tempfile.mkstemp(prefix=f"{name}-", suffix=".log")
+    log, seen, kept = Path(path), 0, False
     try:
-        code = run(Command((str(tools.tool(name)), *arguments), QUIET_THREADS), log=log, on_line=on_line)
+        with contextlib.ExitStack() as stack:
+            sink = stack.enter_context(os.fdopen(handle, "wb"))
+            results = stack.enter_context(stdout.open("wb")) if stdout else sink
+            process = stack.enter_context(child(command, stdout=results, stderr=sink))
+            ended = False
+            while not ended:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.3)
+                    ended = True
+                if on_output and (size := log.stat().st_size) > seen:
+                    with log.open("rb") as source:
+                        source.seek(seen)
+                        on_output(source.read(size - seen).decode("utf-8", "replace"))
+                    seen = size
         text = log.read_text("utf-8", "replace")
-        if code:
+        if process.returncode:
             kept = True
-            raise failure(name, code, text, log)
+            raise failure(name, process.returncode, text, log)
         return text
     finally:
         if not kept:
