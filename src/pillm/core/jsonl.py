@@ -16,6 +16,8 @@ from pillm.core.records import Record
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_FINDINGS = 100
+_SKIP_BYTES = 2**16
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -42,7 +44,7 @@ def lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
             number += 1
             size = len(data)
             ended = data.endswith(b"\n")
-            while not ended and (rest := file.readline(max_bytes)):
+            while not ended and (rest := file.readline(_SKIP_BYTES)):
                 size += len(rest)
                 ended = rest.endswith(b"\n")
             yield Line(number, offset, data[:max_bytes].rstrip(b"\r\n"), size - ended)
@@ -73,13 +75,18 @@ def read(path: Path) -> list[Record]:
     """All records of `path`. Raises FindingsError with every bad line (up to a limit), or if none is there."""
     found: list[Finding] = []
     result: list[Record] = []
+    bad = 0
     for _, item in scan(path):
         if isinstance(item, Record):
             result.append(item)
-        elif len(found) < MAX_FINDINGS:
+            continue
+        bad += 1
+        if len(found) < MAX_FINDINGS:
             found.append(item)
-    if found:
-        raise FindingsError(f"{path}: {len(found)} bad lines", found, "mend these lines, then run again")
+    if bad:
+        count = "1 bad line" if bad == 1 else f"{bad:,} bad lines"
+        shown = f" (the first {len(found)} are shown)" if bad > len(found) else ""
+        raise FindingsError(f"{path}: {count}{shown}", found, "mend what is listed, then run again")
     if not result:
         finding = Finding(file=str(path), line=1, code="empty", message="there is no record in this file")
         raise FindingsError(f"{path}: no records", [finding], "give a JSONL file with one record a line")
@@ -101,18 +108,22 @@ def _finding(path: Path, line: Line, code: str, message: str, hint: str = "", wh
 
 
 def _parse(path: Path, line: Line) -> Record | Finding:
+    # Editors on Windows put a mark before the first line; it is no part of the JSON.
+    data = line.data if line.byte else line.data.removeprefix(_BYTE_ORDER_MARK)
     try:
-        text = line.data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        message = f"byte {error.start} of the line is not UTF-8 (0x{line.data[error.start]:02x})"
+        message = f"byte {error.start} of the line is not UTF-8 (0x{data[error.start]:02x})"
         return _finding(path, line, "not-utf8", message, "save the file as UTF-8")
     try:
         record = records.decoder.decode(text)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `")
         return _finding(path, line, "not-a-record", message, "see docs/dataset.md", where.rstrip("`") or "$")
-    except (msgspec.DecodeError, RecursionError) as error:
-        return _finding(path, line, "not-json", str(error) or "nested too deeply", "each line is one JSON object")
+    except RecursionError:
+        return _finding(path, line, "not-json", "the JSON is nested too deeply", "each line is one JSON object")
+    except msgspec.DecodeError as error:
+        return _finding(path, line, "not-json", str(error), "each line is one JSON object")
     if not record.messages:
         return _finding(path, line, "no-messages", "the record has no messages", "", "$.messages")
     for index, message in enumerate(record.messages):
