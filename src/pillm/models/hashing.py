@@ -58,7 +58,7 @@ def _content_sha256(path: Path, emit: Emit) -> str:
     single = not path.is_dir()
     files = [path] if single else sorted(file for file in path.rglob("*") if file.is_file())
     names = ["."] if single else [file.relative_to(path).as_posix() for file in files]
-    memo = cache_dir() / "hashes" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    memo = cache_dir() / "hashes" / f"{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]}.json"
     known = _load(memo)
     stamps = [_stamp(file) for file in files]
     # Those to read, so that progress is told of what is really done.

@@ -151,7 +151,7 @@ def _parse_hub(text: str, rest: str) -> HubRef:
         shown = redact(text)
         if rest.startswith("//"):
             raise UsageError(f"{shown}: not the name of a repository", f"write hf:{redact(rest).lstrip('/')}")
-        if rest.count("/") > 1 and "@" not in rest and ":" not in rest:
+        if rest.endswith(".gguf") and rest.count("/") == 2 and "@" not in rest and ":" not in rest:
             repo, _, file = rest.rpartition("/")
             raise UsageError(f"{shown}: not the name of a repository", f"for a file in it write hf:{repo}:{file}")
         raise UsageError(

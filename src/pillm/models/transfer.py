@@ -26,6 +26,9 @@ LONGEST_PAUSE = 8.0
 LONGEST_ORDERED_PAUSE = 60.0
 """Seconds. A server that asks for more than this (Retry-After) is taken at its word: we stop and say so."""
 
+_STEP = 64 * 1024
+"""Bytes that an attempt must bring to count as one that got somewhere: a server that drips is given up on too."""
+
 _TOLD_EVERY = 0.25
 _RATED_EVERY = 1.0
 
@@ -75,7 +78,8 @@ def patiently(
 ) -> T:
     """The result of `attempt`, tried again while its failure may pass: 408, 429, 5xx, cut connections, time-outs.
 
-    An attempt after which `advanced()` has changed got somewhere, so the count of failures starts anew.
+    `advanced()` is the number of bytes that came in so far: an attempt that brought a good part of them got
+    somewhere, so the count of failures starts anew.
     `connect_retries` bounds the tries to reach the host at all. Raises the last failure.
     """
     failures, reached = 0, advanced()
@@ -84,7 +88,7 @@ def patiently(
             return attempt()
         except (httpx2.TransportError, HfHubHTTPError) as error:
             position = advanced()
-            failures = 1 if position != reached else failures + 1
+            failures = 1 if position - reached >= _STEP else failures + 1
             reached = position
             most = connect_retries if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout) else RETRIES
             pause = _pause(error, failures)

