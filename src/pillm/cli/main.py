@@ -79,20 +79,21 @@ def _app(argv: Sequence[str], table: Mapping[str, Stage], screen: Screen) -> App
         suppress_keyboard_interrupt=False,
     )
     asked = argv[0] if argv else ""
-    for name, (place, about) in _COMMANDS.items():
-        app.command(_loaded(place, screen) if name == asked else _unasked, name=name, help=about, group="Commands")
-    for name, stage in table.items():
+    for name, (where, about) in _COMMANDS.items():
+        app.command(_loaded(where, screen) if name == asked else _unasked, name=name, help=about, group="Commands")
+    # In the table's order, which is the order in which people use them.
+    for place, (name, stage) in enumerate(table.items()):
         if name != asked:
-            app.command(_unasked, name=name, help=stage.summary, group="Stages")
+            app.command(_unasked, name=name, help=stage.summary, group="Stages", sort_key=place)
             continue
         from pillm.cli.stages import command_of, usage_of
 
         app.command(command_of(stage, screen), name=name, help=stage.options.__doc__, usage=usage_of(stage))
     for name, (about, commands) in _GROUPS.items():
         group = App(name=name, help=about, help_format="plaintext", group="Commands")
-        for inner, (place, inner_about) in commands.items():
+        for inner, (where, inner_about) in commands.items():
             is_asked = name == asked and inner in argv[1:2]
-            group.command(_loaded(place, screen) if is_asked else _unasked, name=inner, help=inner_about)
+            group.command(_loaded(where, screen) if is_asked else _unasked, name=inner, help=inner_about)
         app.command(group)
     return app
 
@@ -101,9 +102,9 @@ def _unasked() -> None:
     """Stands for a command that another line would have asked for."""
 
 
-def _loaded(place: str, screen: Screen) -> Callable[..., None]:
+def _loaded(where: str, screen: Screen) -> Callable[..., None]:
     from importlib import import_module
 
-    module, _, name = place.partition(":")
+    module, _, name = where.partition(":")
     make: Callable[[Screen], Callable[..., None]] = getattr(import_module(module), name)
     return make(screen)

@@ -86,9 +86,9 @@ def _annotation(name: str, field: FieldInfo) -> Any:
         metavar=None if is_switch(field) else _metavar(field),
     )
     if is_switch(field):
-        return Annotated[bool, parameter]
+        return Annotated[bool | None, parameter]
     if is_list(field):
-        return Annotated[tuple[str, ...], parameter]
+        return Annotated[tuple[str, ...] | None, parameter]
     return Annotated[str | None, parameter]
 
 

@@ -23,10 +23,10 @@ _WORDS = {
     "string_type": "must be text (put quotes around it)",
     "path_type": "must be a path",
     "tuple_type": "must be a list, such as [1, 2]",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
 }
 
 
@@ -91,10 +91,10 @@ def bounds(field: FieldInfo) -> str:
         if getattr(mark, name, None) is not None
     }
     if "ge" in limits and "le" in limits:
-        words.append(f"{limits['ge']} to {limits['le']}")
+        words.append(f"{limits['ge']:g} to {limits['le']:g}")
     else:
         names = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-        words += [f"{names[name]} {value}" for name, value in limits.items()]
+        words += [f"{names[name]} {value:g}" for name, value in limits.items()]
     return ", ".join(words)
 
 

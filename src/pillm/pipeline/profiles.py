@@ -70,14 +70,14 @@ def commented(name: str, base: Path, folder: Path) -> str:
     plan = load(base)
     lines = [
         f"# yaml-language-server: $schema={profile_schema.FILE}",
-        "# Every option stands here. Those behind a # have the default that is shown; take the # away to set them.",
+        "# Every option stands here, below a line that explains it. Those behind one # have the default that is shown.",
         f"profile: {VERSION}",
         f"name: {_yaml(name)}",
         f"description: {_yaml(plan.description)}",
         "stages:",
     ]
     for step in plan.steps:
-        lines += ["", f"  # {step.stage.summary}", f"  {step.id}:"]
+        lines += ["", f"  ## {step.stage.summary}", f"  {step.id}:"]
         if step.id != step.stage.name:
             lines.append(f"    uses: {step.stage.name}")
         lines += [
@@ -96,7 +96,7 @@ def _option(step: Step, option: str, folder: Path) -> list[str]:
         words.append(f"[{limits}]")
     if choices := literals(field.annotation):
         words.append(f"[{', '.join(choices)}]")
-    about = f"    # {' '.join(words)}"
+    about = f"    ## {' '.join(words)}"
     if option in step.values:
         return [about, f"    {option}: {_yaml(_moved(step, option, folder))}"]
     return [about, f"    # {option}: {_yaml(field.get_default(call_default_factory=True))}"]
