@@ -136,7 +136,7 @@ def predict(device: Device, model: ModelNumbers, context: int = 2048, depth: int
     smaller, larger = read < min(sizes), read > max(sizes)
     note = ""
     if smaller:
-        note = f"smaller than every published model ({min(sizes) / 1e9:.2f} GB read a token): likely slower than this"
+        note = f"smaller than every published model ({min(sizes) / 1e9:.2f} GB read a token), so the low end is halved"
     elif larger:
         note = f"larger than every published model ({max(sizes) / 1e9:.2f} GB read a token)"
     return Prediction(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from pillm.core.artifacts import PARTIAL
-from pillm.core.errors import PillmError, UsageError
+from pillm.core.errors import UsageError
 from pillm.core.events import Emit, Log
 from pillm.evaluate.ask import connect, post
 from pillm.evaluate.judge import Case, evenly
 from pillm.evaluate.options import EvaluateOptions
 from pillm.evaluate.report import Closeness
 from pillm.llamacpp.install import LlamaCpp
-from pillm.llamacpp.perplexity import kl_divergence, perplexity
+from pillm.llamacpp.perplexity import Divergence, kl_divergence, perplexity
 from pillm.llamacpp.server import Server
 from pillm.models.chat import ChatTemplate
 
@@ -66,14 +67,53 @@ def measure(
     if not text.chunks:
         emit(Log(f"no perplexity: {text.why_not}", "warning"))
         return [], text.why_not
-    told = f"{text.chunks} chunks of {options.chunk_tokens} tokens of the held-out dialogues"
+    told = (
+        f"{text.chunks} chunks of {options.chunk_tokens} tokens of the held-out dialogues in the chat template "
+        "(llama-perplexity reads its markup as plain text)"
+    )
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=options.out) as folder:
-        file = Path(folder) / "held-out.txt"
+        file, logits = Path(folder) / "held-out.txt", Path(folder) / "logits.bin"
         file.write_text(text.text, encoding="utf-8")
-        if options.reference is None:
-            return [_perplexity(tools, model, "model", file, text.chunks, options, emit)], told
-        logits = Path(folder) / "logits.bin"
-        rows = [_perplexity(tools, options.reference, "reference", file, text.chunks, options, emit, logits)]
-        for other in [model, *_others(options, model)]:
-            rows.append(_divergence(tools, other, "model" if other == model else "also", logits, text.chunks, options, emit))
-        return rows, told
+        rows = []
+        for role, path in _files(model, options):
+            if role == "reference" or options.reference is None:
+                save = logits if role == "reference" else None
+                found = perplexity(
+                    tools, path, file, context=options.chunk_tokens, chunks=text.chunks, save_logits=save,
+                    threads=options.threads, emit=emit,
+                )  # fmt: skip
+                row = Closeness(
+                    path.name, path.stat().st_size, role, perplexity=found.value, perplexity_error=found.error
+                )
+            else:
+                row = _row(path, role, kl_divergence(tools, path, logits, threads=options.threads, emit=emit))
+            rows.append(row)
+    return rows, told
+
+
+Role = Literal["reference", "model", "also"]
+
+
+def _files(model: Path, options: EvaluateOptions) -> Iterator[tuple[Role, Path]]:
+    """What is measured, in the order of the work: the reference first, since the others are held against it."""
+    if options.reference is not None:
+        yield "reference", options.reference
+    yield "model", model
+    if options.reference is not None and options.also is not None:
+        for path in sorted(options.also.glob("*.gguf")):
+            if not path.samefile(model) and not path.samefile(options.reference):
+                yield "also", path
+
+
+def _row(path: Path, role: Role, found: Divergence) -> Closeness:
+    return Closeness(
+        file=path.name,
+        bytes=path.stat().st_size,
+        role=role,
+        perplexity=found.perplexity,
+        perplexity_error=found.perplexity_error,
+        kl_mean=found.kl_mean,
+        kl_error=found.kl_error,
+        kl_p99=found.kl_99,
+        same_top=found.same_top,
+    )

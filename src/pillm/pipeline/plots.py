@@ -6,10 +6,12 @@ SVG: the same plot is then right in light, in dark and on paper. Text stays text
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -133,7 +135,8 @@ def size_and_divergence(points: Sequence[Point], alt: str) -> str:
 def _label(axes: Axes, points: Sequence[Point]) -> None:
     """Write each name beside its dot; a name that would lie on an earlier one goes below, then is left to the table."""
     figure = axes.figure
-    figure.canvas.draw()
+    with _any_letter():
+        figure.canvas.draw()
     # The chosen file first, so that its name is never the one left out.
     taken = []
     dots = [axes.transData.transform((point.megabytes, point.divergence)) for point in points]
@@ -155,7 +158,8 @@ def _label(axes: Axes, points: Sequence[Point]) -> None:
                 color=INK,
                 fontweight="bold" if point.chosen else "normal",
             )
-            box = text.get_window_extent()
+            with _any_letter():
+                box = text.get_window_extent()
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0
             if (
                 inside
@@ -191,18 +195,29 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+@contextlib.contextmanager
+def _any_letter() -> Iterator[None]:
+    """Matplotlib warns of letters that its own font lacks; here the browser's font draws them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def _svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an `<svg>` element that takes its colours and its font from the page."""
     buffer = io.StringIO()
     # The salt keeps the ids of two plots on one page apart, and equal from run to run.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}), _any_letter():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for colour, variable in _ROLES.items():
         text = text.replace(colour, f"var({variable})")
+    text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"font: (?:(bold|\d{3}) )?([\d.]+)px [^;\"]*", _font, text)
+    # A style element would reach the whole page; what it says is in the page's own style sheet.
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     # Ids that matplotlib counts (figure_1, axes_1, ...) would stand twice on a page with two plots.
     text = re.sub(r'\bid="([a-z]+[\w.]*)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)(?=[a-z]+\w*)', rf"\1{name}-", text)

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pillm.bench.report import best
 from pillm.core.artifacts import artifact_of, write_atomic
 from pillm.core.errors import writing
 from pillm.core.events import Emit, Made
@@ -96,8 +97,6 @@ def render(facts: Facts) -> str:
 
 def _context(facts: Facts) -> dict[str, Any]:
     """The facts by name, and what is worked out from them."""
-    measured = facts.bench
-    speeds = [speed for speed in measured.speeds if speed.what == "decode"] if measured else []
     shown = [board for board in facts.predictions if board.device in ("pi4-2gb", "pi5-4gb") and board.fits]
     context: dict[str, Any] = {name: getattr(facts, name) for name in Facts.__struct_fields__}
     context |= {
@@ -106,7 +105,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "measures": _measures(facts),
         "kinds": _KINDS,
         "failures": _FAILURES,
-        "decode": max(speeds, key=lambda speed: (-speed.depth, speed.mean), default=None),
+        "decode": best(facts.bench, "decode") if facts.bench else None,
         "headline_predictions": shown,
         "prediction_notes": _prediction_notes(facts),
         "plots": _plots(facts),
