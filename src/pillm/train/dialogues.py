@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -23,7 +23,6 @@ from pillm.core.records import Record, plain
 from pillm.models.chat import ChatTemplate
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 
@@ -169,27 +168,23 @@ def _build(items: Sequence[Encoded], start: int) -> Pack:
     return result
 
 
-def tensors(pack_: Pack, window: int | None = None) -> dict[str, torch.Tensor]:
+def tensors(pack_: Pack) -> dict[str, Any]:
     """A pack as model inputs, batch of one.
 
-    Returns `input_ids` and `position_ids` [1, L], `attention_mask` bool [1, 1, L, L] (query, key),
-    `predict` [T] (indices whose next token is learned) and `targets` [T]. With `window`, a key
-    further back than that many positions is masked, as in sliding-window layers.
+    Returns `input_ids` and `position_ids` [1, L], `pieces` (bounds of the shared beginning and of
+    each continuation, see pillm.train.attention), `predict` [T] (indices whose next token is
+    learned) and `targets` [T].
     """
     import torch
 
     ids = torch.tensor(pack_.ids)
-    segment, position = torch.tensor(pack_.segment), torch.tensor(pack_.position)
     learned = torch.tensor(pack_.learned)
-    index = torch.arange(len(ids))
-    visible = (segment[None, :] == 0) | (segment[None, :] == segment[:, None])
-    visible &= index[None, :] <= index[:, None]
-    if window:
-        visible &= position[:, None] - position[None, :] < window
+    ends = [i for i in range(1, len(pack_.ids)) if pack_.segment[i] != pack_.segment[i - 1]]
+    bounds = [0, *ends, len(pack_.ids)]
     return {
         "input_ids": ids[None],
-        "position_ids": position[None],
-        "attention_mask": visible[None, None],
+        "position_ids": torch.tensor(pack_.position)[None],
+        "pieces": bounds if pack_.segment[0] == 0 else [0, *bounds],
         "predict": torch.tensor(pack_.previous)[learned],
         "targets": ids[learned],
     }

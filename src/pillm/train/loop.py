@@ -78,22 +78,12 @@ def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> 
 
 def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
     """Summed cross-entropy, in nats, of a pack's learned tokens. Logits are made for those alone."""
-    inputs = {name: value.to(device) for name, value in _inputs(model, item).items()}
-    predict, targets = inputs.pop("predict"), inputs.pop("targets")
+    inputs = tensors(item)
+    predict, targets = inputs.pop("predict").to(device), inputs.pop("targets").to(device)
+    for name in ("input_ids", "position_ids"):
+        inputs[name] = inputs[name].to(device)
     logits = model(**inputs, logits_to_keep=predict, use_cache=False).logits[0]
     return F.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def _inputs(model: Any, item: Pack) -> dict[str, Any]:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if "sliding_attention" not in kinds:
-        return tensors(item)
-    # Models with sliding-window layers take one mask a kind of layer.
-    batch = tensors(item)
-    window = tensors(item, config.sliding_window)["attention_mask"]
-    batch["attention_mask"] = {"full_attention": batch["attention_mask"], "sliding_attention": window}
-    return batch
 
 
 def mean_loss(model: Any, packs: Sequence[Pack], settings: Settings) -> float:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NoEffect, StageOptions, unit
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, unit
 
 
 class TrainOptions(StageOptions):
@@ -55,7 +55,7 @@ class TrainOptions(StageOptions):
         "assistant", description="Turns that are learned: every assistant turn, or only the last"
     )
     validation: float = Field(0.02, ge=0, lt=0.5, description="Part of the data kept for the validation loss")
-    chat_template: str = Field(
+    chat_template: Annotated[str, NameOrFile()] = Field(
         "auto",
         description="auto: the model's own if it knows tools, else ChatML with tools; or a name, or a Jinja file",
     )

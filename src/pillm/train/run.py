@@ -26,7 +26,7 @@ try:
     import torch
     import transformers
 
-    from pillm.train import loop, student
+    from pillm.train import attention, loop, student
     from pillm.train.dialogues import Encoded, check, encode
     from pillm.train.settings import settle, table
 except ModuleNotFoundError as error:
@@ -63,6 +63,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     work = loop.plan(training, validation, options)
 
     torch.manual_seed(options.seed)
+    attention.use(model)
     if options.method == "lora":
         # Frozen weights can stand in the arithmetic's dtype; autocast would convert them each time.
         frozen = model.to(getattr(torch, settings.dtype))
