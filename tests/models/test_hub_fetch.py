@@ -156,6 +156,15 @@ def test_a_listing_that_points_out_of_the_cache_writes_nothing_there(hub: FakeHu
     assert not list(tmp_path.rglob("*evil*"))
 
 
+def test_an_empty_file_is_no_trouble(hub: FakeHub, events):
+    hub.repos["org/model"].commits[FIRST]["added_tokens.json"] = b""
+    folder = resolve("hf:org/model", events.append)
+    assert (folder / "added_tokens.json").read_bytes() == b""
+    hub.requests.clear()
+    assert resolve(f"hf:org/model@{FIRST}", events.append) == folder
+    assert hub.requests == []
+
+
 def test_what_we_fetch_the_hubs_own_client_finds_and_the_other_way_round(hub: FakeHub, events):
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 

@@ -140,23 +140,24 @@ def _ask(ref: HubRef, headers: dict[str, str], emit: Emit) -> tuple[str, list[Re
             f"asking {host()} for {ref.repo}",
             connect_retries=1,
         )
-        files = [
-            RemoteFile(
+        commit, files = info.sha or "", []
+        for sibling in info.siblings or ():
+            size = sibling.lfs.size if sibling.lfs else sibling.size
+            file = RemoteFile(
                 sibling.rfilename,
-                sibling.lfs.size if sibling.lfs else sibling.size,
+                -1 if size is None else size,
                 sibling.blob_id or "",
                 sibling.lfs.sha256 if sibling.lfs else None,
             )
-            for sibling in info.siblings or ()
-            if is_plain(sibling.rfilename)
-        ]
-        if not re.fullmatch(r"[0-9a-f]{40}", info.sha or "") or any(
-            file.size is None or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", file.blob) for file in files
-        ):
-            raise ValueError("no commit, or files without size or checksum")
+            if file.size < 0 or not hub_cache.is_checksum(file.blob):
+                raise ValueError(f"{file.path} without size or checksum")
+            if is_plain(file.path):
+                files.append(file)
+        if len(commit) != 40 or not hub_cache.is_checksum(commit):
+            raise ValueError("no commit")
     with caching(hub_cache.store(ref.repo), "HF_HOME"):
-        hub_cache.save_listing(ref.repo, info.sha, files)
-    return info.sha, files
+        hub_cache.save_listing(ref.repo, commit, files)
+    return commit, files
 
 
 def _cached(ref: HubRef, commit: str, emit: Emit, *, foreign: bool = False) -> Path | None:

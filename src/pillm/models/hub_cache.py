@@ -45,6 +45,11 @@ _listing_decoder = msgspec.json.Decoder(list[RemoteFile])
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
+def is_checksum(text: str) -> bool:
+    """Whether `text` has the form of a git id or of a sha256: it becomes a file's name here."""
+    return _CHECKSUM.fullmatch(text) is not None
+
+
 def store(repo: str) -> Path:
     """The repository's folder in the cache ($HF_HUB_CACHE, $HF_HOME)."""
     return Path(constants.HF_HUB_CACHE) / "--".join(["models", *repo.split("/")])
@@ -97,7 +102,7 @@ def listing_of_snapshot(repo: str, commit: str) -> list[RemoteFile] | None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             blob = path.readlink().name if path.is_symlink() else ""
-            blob = blob if _CHECKSUM.fullmatch(blob) else ""
+            blob = blob if is_checksum(blob) else ""
             large = len(blob) == 64
             files.append(
                 RemoteFile(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx2
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import (
     DeviceCodeError,
     HfHubHTTPError,
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     OIDCError,
 )
+from huggingface_hub.utils import build_hf_headers
 
 from pillm.core.errors import MissingError, NetworkError, PillmError, UsageError
 from pillm.models.redact import redact
@@ -132,11 +133,13 @@ def _gated(repo: str, token: bool) -> PillmError:
 
 def _revisions(repo: str) -> str:
     """What could have been meant; asking is a courtesy, so a failure of it is no failure."""
+    url = f"{constants.ENDPOINT}/api/models/{repo}/refs"
     try:
-        refs = HfApi().list_repo_refs(repo)
+        # The client's own list_repo_refs waits for ever on a hub that falls silent.
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        names = [str(ref["name"]) for kind in ("branches", "tags") for ref in answer.raise_for_status().json()[kind]]
     except (httpx2.HTTPError, ValueError, KeyError, TypeError, OSError):
         return f"see {page(repo)}/tree/main for its branches and tags"
-    names = [ref.name for ref in (*refs.branches, *refs.tags)]
     shown = ", ".join(redact(name) for name in names[:12])
     return f"there are: {shown}{', ...' if len(names) > 12 else ''}" if names else f"see {page(repo)}"
 

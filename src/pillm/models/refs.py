@@ -180,8 +180,8 @@ def _parse_server(text: str) -> ServerRef:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
-    if not host:
+        parts, host, port = None, None, None
+    if parts is None or not host:
         raise UsageError(f"{redact(text)}: not a web address", "write it as http://host:port/v1")
     shown = f"[{host}]" if ":" in host else host
     return ServerRef(f"{parts.scheme}://{shown}{f':{port}' if port else ''}{parts.path.rstrip('/')}")
