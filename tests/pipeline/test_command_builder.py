@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import fake_stages
 import pytest
@@ -33,8 +33,13 @@ def values(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Everything that a field takes."""
     if get_origin(annotation) is Literal:
         return st.sampled_from(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return values(inner, bounds([part for mark in marks for part in getattr(mark, "metadata", [mark])]))
     if get_origin(annotation) is tuple:
-        return st.lists(values(get_args(annotation)[0], {}), max_size=4).map(tuple)
+        return st.lists(values(get_args(annotation)[0], {}), min_size=limits.get("min_length", 0), max_size=4).map(
+            tuple
+        )
     if args := get_args(annotation):
         return st.one_of([values(arg, limits) for arg in args])
     low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
@@ -51,16 +56,15 @@ def values(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     return text.map(Path) if annotation is Path else text
 
 
+def bounds(marks: list[Any]) -> dict[str, Any]:
+    names = ("ge", "gt", "le", "lt", "min_length")
+    return {name: getattr(mark, name) for mark in marks for name in names if getattr(mark, name, None) is not None}
+
+
 def options(stage: Stage) -> st.SearchStrategy[Any]:
     fields = {}
     for name, field in stage.options.model_fields.items():
-        limits = {
-            key: getattr(mark, key)
-            for mark in field.metadata
-            for key in ("ge", "gt", "le", "lt")
-            if getattr(mark, key, None) is not None
-        }
-        strategy = values(field.annotation, limits)
+        strategy = values(field.annotation, bounds(field.metadata))
         if not field.is_required():
             strategy = st.just(field.default) | strategy
         fields[name] = strategy

@@ -79,12 +79,16 @@ def new(screen: Screen) -> Callable[..., None]:
         base: Annotated[str, Parameter(name="--from", metavar="PROFILE", help="Profile to start from")] = "quickstart",
         out: Annotated[Path | None, Parameter(help="File to write [default: profiles/NAME.yaml]")] = None,
     ) -> None:
+        if not profile.NAME.fullmatch(name):
+            raise UsageError(f"{name}: not a name", "use letters, digits, points, dashes and underscores")
         path = out or profiles.HERE / f"{name}.yaml"
         text = profiles.commented(name, profiles.find(base), path.parent)
         if path.exists():
             raise UsageError(f"{path}: is there already", "choose another name, or another file with --out")
         with writing(path):
             write_atomic(path, text)
+            # Editors find it beside the profile, by the profile's first line.
+            write_atomic(path.parent / profile_schema.FILE, profile_schema.text())
         screen.result(str(path))
 
     return command

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NoEffect, StageOptions, unit
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, unit
 
 
 class EvaluateOptions(StageOptions):
@@ -21,7 +21,7 @@ class EvaluateOptions(StageOptions):
     also: Annotated[Path | None, InputFile()] = Field(
         None, description="Folder of further GGUF files for KL divergence only"
     )
-    chat_template: str = Field(
+    chat_template: Annotated[str, NameOrFile()] = Field(
         "model", description="model: the file's own; or the name of a shipped template, or a Jinja file"
     )
     limit: int | None = Field(

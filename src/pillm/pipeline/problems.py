@@ -23,6 +23,8 @@ _WORDS = {
     "string_type": "must be text (put quotes around it)",
     "path_type": "must be a path",
     "tuple_type": "must be a list, such as [1, 2]",
+    "too_short": "must have {min_length} or more values",
+    "too_long": "must have {max_length} or fewer values",
     "greater_than": "must be more than {gt:g}",
     "greater_than_equal": "must be at least {ge:g}",
     "less_than": "must be less than {lt:g}",

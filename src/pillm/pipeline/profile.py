@@ -36,7 +36,7 @@ from pillm.pipeline.yaml_lines import Document, Place, dotted, scalar
 VERSION = 1
 TOP = ("profile", "name", "description", "stages")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 
 
@@ -143,7 +143,7 @@ class _Reader:
             message = f"this pillm reads version {VERSION} of profiles, not {top['profile']!r}"
             self._wrong(("profile",), "wrong-version", message, f"write: profile: {VERSION}")
         name = top.get("name")
-        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
             self._wrong(("name",), "bad-name", "a name has letters, digits, points, dashes and underscores")
         if not isinstance(top.get("description", ""), str):
             self._wrong(("description",), "wrong-type", "must be text")

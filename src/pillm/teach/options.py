@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NoEffect, StageOptions, unit
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, unit
 
 
 class LabelOptions(StageOptions):
@@ -45,7 +45,7 @@ class LabelOptions(StageOptions):
     timeout: Annotated[float, NoEffect()] = Field(
         120.0, gt=0, description="Longest wait for one answer", json_schema_extra=unit("s")
     )
-    chat_template: str = Field(
+    chat_template: Annotated[str, NameOrFile()] = Field(
         "model",
         description="model: the teacher's own; or the name of a shipped template, or a Jinja file (not for a URL)",
     )
