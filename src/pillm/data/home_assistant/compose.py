@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from pillm.core.records import Function, FunctionCall, Message, Record, Tool, ToolCall
 from pillm.data.home_assistant import material
@@ -80,6 +83,10 @@ def _lists_with(name: str) -> list[str]:
     return [key for key, entry in _declared.lists.items() if name in entry.tools]
 
 
+def _lists_without(name: str) -> list[str]:
+    return [key for key, entry in _declared.lists.items() if name not in entry.tools]
+
+
 def _arguments(name: str, filled: dict[str, Any]) -> dict[str, Any]:
     """The arguments a tool takes, in the order of its schema; other slots are only text."""
     return {key: filled[key] for key in _declared.tools[name]["properties"] if key in filled}
@@ -106,111 +113,140 @@ def _lower_first(text: str) -> str:
     return text if re.match(r"I\b", text) else text[0].lower() + text[1:]
 
 
-def _record(
-    turns: Turns, tool_list: str, locale: str, register: Register, tags: tuple[str, ...], origin: str
-) -> Record:
-    return Record(
-        id="",
-        messages=(Message("system", _declared.system), *turns),
-        tools=LISTS[tool_list],
-        locale=locale,
-        register=register,
-        tags=tags,
-        source=SOURCE,
-        license=LICENSE,
-        meta={"phrasing": origin, "tools": tool_list},
-    )
-
-
 def _call(name: str, arguments: dict[str, Any]) -> Message:
     return Message("assistant", tool_calls=(ToolCall(FunctionCall(name, arguments)),))
 
 
-def _locale_records(split: str, locale: str) -> Iterator[Record]:
-    rng = random.Random(f"{SEED}/{split}/{locale}")  # noqa: S311 - not for secrets
-    phrases, words = material.phrases(split, locale), material.answers(locale)
-    draw = drawer(rng, phrases, material.common(split))
-    counts, seen = COUNTS[split][locale], set[str]()
-    number_words = has_number_words(phrases)
+@dataclass(frozen=True)
+class _Desk:
+    """What the records of one split and locale are written with. All chance comes from `rng`."""
 
-    def user(register: Register, phrasing: str) -> tuple[str, dict[str, Any]]:
-        """A user's turn that this locale does not have yet."""
+    where: str
+    locale: str
+    rng: random.Random
+    phrases: Phrases
+    words: Answers
+    draw: Draw
+    tools: Iterator[str]
+    calls: dict[str, Iterator[tuple[int, tuple[Register, str]]]]
+    seen: set[str]
+
+    def user(self, register: Register, phrasing: str) -> tuple[str, dict[str, Any]]:
+        """A user's turn that this locale does not have yet, and the arguments it sets."""
         for _ in range(50):
-            filled = fill(phrasing, draw, rng, words, number_words=number_words)
-            text = _dress(filled, register, phrases, rng)
-            if text not in seen:
-                seen.add(text)
+            spelled = has_number_words(self.phrases)
+            filled = fill(phrasing, self.draw, self.rng, self.words, number_words=spelled)
+            text = _dress(filled, register, self.phrases, self.rng)
+            if text not in self.seen:
+                self.seen.add(text)
                 return text, filled.arguments
-        raise AssertionError(f"{split}/{locale}: {phrasing!r} gives no new text")
+        raise AssertionError(f"{self.where}: {phrasing!r} gives no new text")
 
+    def request(self) -> tuple[str, Register, str, dict[str, Any], str]:
+        """(tool, register, user's text, arguments, phrasing's place) of the next request that a tool serves."""
+        name = next(self.tools)
+        index, (register, phrasing) = next(self.calls[name])
+        text, arguments = self.user(register, phrasing)
+        return name, register, text, _arguments(name, arguments), f"call/{name}/{index}"
+
+    def record(
+        self, turns: Turns, lists: Sequence[str], register: Register, tags: tuple[str, ...], origin: str
+    ) -> Record:
+        """A record without an id that declares one of `lists`."""
+        tool_list = _pick_list(self.rng, lists)
+        return Record(
+            id="",
+            messages=(Message("system", _declared.system), *turns),
+            tools=LISTS[tool_list],
+            locale=self.locale,
+            register=register,
+            tags=tags,
+            source=SOURCE,
+            license=LICENSE,
+            meta={"phrasing": origin, "tools": tool_list},
+        )
+
+
+def _desk(split: str, locale: str) -> _Desk:
+    rng = random.Random(f"{SEED}/{split}/{locale}")  # noqa: S311 - not for secrets
+    phrases = material.phrases(split, locale)
+    draw = drawer(rng, phrases, material.common(split))
     calls = {name: deck(rng, list(enumerate(phrases.call[name].lines()))) for name in TOOLS}
-    names = deck(rng, list(TOOLS))
+    words = material.answers(locale)
+    return _Desk(f"{split}/{locale}", locale, rng, phrases, words, draw, deck(rng, list(TOOLS)), calls, set())
 
-    for _ in range(counts["call"]):
-        name = next(names)
-        index, (register, phrasing) = next(calls[name])
-        text, arguments = user(register, phrasing)
-        turns = (Message("user", text), _call(name, _arguments(name, arguments)))
-        tags = ("kind:call", f"tool:{name}")
-        yield _record(turns, _pick_list(rng, _lists_with(name)), locale, register, tags, f"call/{name}/{index}")
 
-    for _ in range(counts["result"]):
-        name = next(names)
-        index, (register, phrasing) = next(calls[name])
-        text, arguments = user(register, phrasing)
-        arguments = _arguments(name, arguments)
-        outcome = pick(rng, words.outcome[name])
-        result, answer = _outcome(outcome, arguments, draw, words)
+def _call_records(desk: _Desk, count: int) -> Iterator[Record]:
+    for _ in range(count):
+        name, register, text, arguments, origin = desk.request()
+        turns = (Message("user", text), _call(name, arguments))
+        yield desk.record(turns, _lists_with(name), register, ("kind:call", f"tool:{name}"), origin)
+
+
+def _result_records(desk: _Desk, count: int) -> Iterator[Record]:
+    for _ in range(count):
+        name, register, text, arguments, origin = desk.request()
+        outcome = pick(desk.rng, desk.words.outcome[name])
+        result, answer = _outcome(outcome, arguments, desk.draw, desk.words)
         turns = (
             Message("user", text),
             _call(name, arguments),
             Message("tool", json.dumps(result, ensure_ascii=False), name=name),
             Message("assistant", answer),
         )
-        tags = ("kind:result", f"tool:{name}")
-        yield _record(turns, _pick_list(rng, _lists_with(name)), locale, register, tags, f"call/{name}/{index}")
+        yield desk.record(turns, _lists_with(name), register, ("kind:result", f"tool:{name}"), origin)
 
-    asks = [(key, index, line) for key, lines in phrases.ask.items() for index, line in enumerate(lines.lines())]
-    ask_deck = deck(rng, asks)
-    for _ in range(counts["ask"]):
-        key, index, (register, phrasing) = next(ask_deck)
+
+def _ask_records(desk: _Desk, count: int) -> Iterator[Record]:
+    asks = [(key, index, line) for key, lines in desk.phrases.ask.items() for index, line in enumerate(lines.lines())]
+    drawn = deck(desk.rng, asks)
+    for _ in range(count):
+        key, index, (register, phrasing) = next(drawn)
         name = key.partition(".")[0]
-        text, _ = user(register, phrasing)
-        turns = (Message("user", text), Message("assistant", words.ask[key]))
-        tags = ("kind:ask", f"tool:{name}")
-        yield _record(turns, _pick_list(rng, _lists_with(name)), locale, register, tags, f"ask/{key}/{index}")
+        text, _ = desk.user(register, phrasing)
+        turns = (Message("user", text), Message("assistant", desk.words.ask[key]))
+        yield desk.record(turns, _lists_with(name), register, ("kind:ask", f"tool:{name}"), f"ask/{key}/{index}")
 
+
+def _refuse_records(desk: _Desk, count: int) -> Iterator[Record]:
+    """Requests whose tool is not declared in the record, then topics that no tool covers."""
+    missing = round(count * MISSING_TOOL)
+    for _ in range(missing):
+        name, register, text, _, origin = desk.request()
+        turns = (Message("user", text), Message("assistant", desk.words.missing_tool[name]))
+        yield desk.record(turns, _lists_without(name), register, ("kind:refuse",), origin)
     topics = [
-        (topic.answer, f"{at}.{index}", line.strip())
-        for at, topic in enumerate(phrases.refuse)
+        (topic.answer, f"refuse/{at}.{index}", line.strip())
+        for at, topic in enumerate(desk.phrases.refuse)
         for index, line in enumerate(topic.user.splitlines())
     ]
-    topic_deck = deck(rng, topics)
-    missing = round(counts["refuse"] * MISSING_TOOL)
-    for at in range(counts["refuse"]):
-        if at < missing:
-            name = next(names)
-            index, (register, phrasing) = next(calls[name])
-            tool_list = _pick_list(rng, [key for key in LISTS if key not in _lists_with(name)])
-            answer, origin = words.missing_tool[name], f"call/{name}/{index}"
-        else:
-            answer, place, phrasing = next(topic_deck)
-            register, tool_list, origin = "informal", _pick_list(rng, list(LISTS)), f"refuse/{place}"
-        text, _ = user(register, phrasing)
+    drawn = deck(desk.rng, topics)
+    for _ in range(count - missing):
+        answer, origin, phrasing = next(drawn)
+        text, _ = desk.user("informal", phrasing)
         turns = (Message("user", text), Message("assistant", answer))
-        yield _record(turns, tool_list, locale, register, ("kind:refuse",), origin)
+        yield desk.record(turns, list(LISTS), "informal", ("kind:refuse",), origin)
 
-    chat_deck = deck(rng, list(enumerate(phrases.chat.splitlines())))
-    for _ in range(counts["chat"]):
-        index, line = next(chat_deck)
+
+def _chat_records(desk: _Desk, count: int) -> Iterator[Record]:
+    drawn = deck(desk.rng, list(enumerate(desk.phrases.chat.splitlines())))
+    for _ in range(count):
+        index, line = next(drawn)
         said, _, answer = line.partition(" => ")
-        drawn: dict[str, str] = {
-            slot["name"]: expand(draw(slot["name"]), draw, words.leads) for slot in SLOT.finditer(said)
+        values = {
+            slot["name"]: expand(desk.draw(slot["name"]), desk.draw, desk.words.leads) for slot in SLOT.finditer(said)
         }
-        text, reply = _substitute(said, drawn), _substitute(answer, drawn)
-        turns = (Message("user", text), Message("assistant", reply))
-        tool_list = _pick_list(rng, list(LISTS))
-        yield _record(turns, tool_list, locale, "informal", ("kind:chat",), f"chat/{index}")
+        turns = (Message("user", _substitute(said, values)), Message("assistant", _substitute(answer, values)))
+        yield desk.record(turns, list(LISTS), "informal", ("kind:chat",), f"chat/{index}")
+
+
+_KINDS: dict[str, Callable[[_Desk, int], Iterator[Record]]] = {
+    "call": _call_records,
+    "result": _result_records,
+    "ask": _ask_records,
+    "refuse": _refuse_records,
+    "chat": _chat_records,
+}
 
 
 def _substitute(text: str, values: dict[str, Any]) -> str:
@@ -250,18 +286,18 @@ def _unlabelled() -> Iterator[Record]:
 
 def records(split: str) -> list[Record]:
     """All records of `train` or `heldout`, in their final order, with ids."""
-    made = [record for locale in material.LOCALES for record in _locale_records(split, locale)]
+    made: list[Record] = []
+    for locale in material.LOCALES:
+        desk = _desk(split, locale)
+        for kind, write in _KINDS.items():
+            made += write(desk, COUNTS[split][locale][kind])
     if split == "train":
         made += _unlabelled()
     rng = random.Random(f"{SEED}/{split}")  # noqa: S311 - not for secrets
     return [
-        Record(**{**_fields(record), "id": f"ha-{split}-{number:04}"})
+        msgspec.structs.replace(record, id=f"ha-{split}-{number:04}")
         for number, record in enumerate(shuffled(rng, made), 1)
     ]
-
-
-def _fields(record: Record) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
 SMOKE = {"call": 21, "refuse": 5, "ask": 6, "result": 3, "chat": 2, "unlabelled": 3}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import yaml
@@ -21,6 +21,7 @@ import yaml
 LOCALES = ("en-US", "fr-FR", "fr-CA")
 SPLITS = ("train", "heldout")
 Register = Literal["informal", "formal"]
+T = TypeVar("T")
 HERE = Path(__file__).parent
 
 
@@ -112,32 +113,36 @@ class Unlabelled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     structured: tuple[SchemaPrompt, ...]
 
 
-@cache
-def _load(name: str, kind: type) -> Any:
+def _load(name: str, kind: type[T]) -> T:
     with (HERE / name).open(encoding="utf-8") as file:
         return msgspec.convert(yaml.safe_load(file), kind)
 
 
+@cache
 def declarations() -> Declarations:
     """tools.yaml."""
     return _load("tools.yaml", Declarations)
 
 
+@cache
 def answers(locale: str) -> Answers:
     """answers/LOCALE.yaml."""
     return _load(f"answers/{locale}.yaml", Answers)
 
 
+@cache
 def phrases(split: str, locale: str) -> Phrases:
     """SPLIT/LOCALE.yaml."""
     return _load(f"{split}/{locale}.yaml", Phrases)
 
 
+@cache
 def common(split: str) -> Common:
     """SPLIT/common.yaml."""
     return _load(f"{split}/common.yaml", Common)
 
 
+@cache
 def unlabelled() -> Unlabelled:
     """unlabelled.yaml."""
     return _load("unlabelled.yaml", Unlabelled)

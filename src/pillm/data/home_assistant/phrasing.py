@@ -38,12 +38,11 @@ _ELIDES = tuple("aeiouâàéèêëîïôöûùüœæ")
 
 
 class Filled(NamedTuple):
-    """A phrasing with its slots filled, the arguments it sets, and whether it starts and ends with a slot."""
+    """A phrasing with its slots filled, the arguments it sets, and whether it starts with a slot."""
 
     text: str
     arguments: dict[str, Any]
     starts_with_slot: bool
-    ends_with_slot: bool
 
 
 def pick(rng: random.Random, options: Sequence[T]) -> T:
@@ -170,7 +169,7 @@ def fill(phrasing: str, draw: Draw, rng: random.Random, words: Answers, *, numbe
         return _in_form(value, match["form"], words.leads)
 
     text = _AN.sub("an ", SLOT.sub(replace, body))
-    return Filled(text, arguments, body.startswith("{"), body.endswith("}"))
+    return Filled(text, arguments, body.startswith("{"))
 
 
 def _duration(
