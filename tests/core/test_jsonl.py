@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_what_is_written_is_read_back_and_a_failure_leaves_the_old_file(tmp_path
     assert jsonl.read(path) == records
     before = path.read_bytes()
 
-    def breaking():
+    def breaking() -> Iterator[Record]:
         yield records[0]
         raise RuntimeError("power cut")
 

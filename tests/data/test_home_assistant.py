@@ -13,7 +13,7 @@ import jsonschema_rs
 import pytest
 
 from pillm.core import jsonl, shipped
-from pillm.core.records import Record
+from pillm.core.records import FunctionCall, Record
 from pillm.data.home_assistant import compose, material
 from pillm.data.home_assistant.phrasing import OPTIONAL, SLOT, split_lead
 
@@ -35,7 +35,7 @@ def said(record: Record) -> str:
     return next(message.content or "" for message in record.messages if message.role == "user")
 
 
-def calls(record: Record):
+def calls(record: Record) -> list[FunctionCall]:
     return [call.function for message in record.messages for call in message.tool_calls]
 
 
