@@ -20,9 +20,17 @@ _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 
 
 def convert(
-    tools: LlamaCpp, folder: Path, target: Path, dtype: Literal["f16", "bf16", "f32"], *, emit: Emit = silent
+    tools: LlamaCpp,
+    folder: Path,
+    target: Path,
+    dtype: Literal["f16", "bf16", "f32"],
+    *,
+    name: str = "",
+    emit: Emit = silent,
 ) -> None:
     """Write the model of `folder` (config.json, safetensors, tokenizer) as `target`, matrices in `dtype`.
+
+    `name` is the model's name in the file; without it the converter derives one from the folder's.
 
     The file is written in place: give a temporary name and publish it when it is checked.
     Raises UsageError (no such model, architecture that llama.cpp does not know), MissingError (no torch,
@@ -47,10 +55,12 @@ def convert(
         if percents := _WRITTEN.findall(text):
             emit(Progress(f"write {dtype} GGUF", int(percents[-1]), 100, "%"))
 
-    argv = (sys.executable, "-u", str(script), str(folder), "--outfile", str(target), "--outtype", dtype)
+    argv = [sys.executable, "-u", str(script), str(folder), "--outfile", str(target), "--outtype", dtype]
+    if name:
+        argv += ["--model-name", name]
     with writing(target):
         try:
-            watch(Command(argv, {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}), "convert", told)
+            watch(Command(tuple(argv), {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}), "convert", told)
         except PillmError as error:
             if match := _UNSUPPORTED.search(error.message):
                 raise UsageError(
