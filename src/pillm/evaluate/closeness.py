@@ -17,14 +17,16 @@ from pillm.evaluate.judge import Case, evenly
 from pillm.evaluate.options import EvaluateOptions
 from pillm.evaluate.report import Closeness
 from pillm.llamacpp.install import LlamaCpp
+from pillm.llamacpp.logits import measured
 from pillm.llamacpp.perplexity import Divergence, kl_divergence, perplexity
 from pillm.llamacpp.server import Server
 from pillm.models.chat import ChatTemplate
 
 # Characters a token at most, on real text, so that enough dialogues are taken before they are counted.
 _CHARACTERS = 6
-# llama-perplexity refuses a text that has not two chunks.
+# llama-perplexity refuses a text that has not two chunks; percentiles need some tokens to mean anything.
 _LEAST_CHUNKS = 2
+_LEAST_TOKENS = 100
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -51,8 +53,10 @@ def held_out_text(server: Server, cases: Sequence[Case], options: EvaluateOption
         # llama-perplexity reads the markup as plain text, so it is counted as such.
         counted = post(client, server, f"{base}/tokenize", {"content": text, "parse_special": False})
         chunks = min(options.chunks, len(counted.json()["tokens"]) // options.chunk_tokens)
-    if chunks < _LEAST_CHUNKS:
-        return Text("", 0, f"the held-out dialogues are shorter than two chunks of {options.chunk_tokens} tokens")
+    if chunks < _LEAST_CHUNKS or chunks * measured(options.chunk_tokens) < _LEAST_TOKENS:
+        return Text(
+            "", 0, f"the held-out dialogues are too short for {options.chunks} chunks of {options.chunk_tokens} tokens"
+        )
     return Text(text, chunks)
 
 

@@ -19,6 +19,8 @@ from pillm.core.records import Record
 from pillm.devices import Prediction
 from pillm.evaluate import report as quality_report
 from pillm.evaluate.report import Answer, Closeness, Quality
+from pillm.export import report as export_report
+from pillm.export.report import Export
 from pillm.pipeline import manifest
 from pillm.pipeline.manifest import RunManifest, StageRecord
 from pillm.teach import report as label_report
@@ -69,7 +71,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     samples_wrong: list[Sample]
     closeness: list[Closeness]
     quantize: dict[str, Any] | None
-    export: dict[str, Any] | None
+    export: Export | None
     train: TrainReport | None
     loss: list[LossStep]
     label: LabelReport | None
@@ -115,7 +117,7 @@ def gather(run_dir: Path) -> Facts:
         samples_wrong=wrong,
         closeness=[row for row in after.closeness if row.kl_mean is not None] if after else [],
         quantize=read(quantized, "report", _loader(dict[str, Any])),
-        export=read(_last(told, "export"), "report", _loader(dict[str, Any])),
+        export=read(_last(told, "export"), "report", export_report.load),
         train=read(trained, "report", _loader(TrainReport)),
         loss=read(trained, "log", _load_loss) or [],
         label=read(_last(told, "label"), "report", label_report.load),
