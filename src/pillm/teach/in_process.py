@@ -16,8 +16,11 @@ There is no grammar here: a schema is shown to the teacher in the system message
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+import struct
 import time
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
@@ -35,6 +38,18 @@ if TYPE_CHECKING:
     import torch
 
 SCHEMA_WORDS = "Answer with JSON only, without any other text. The JSON must fit this schema: "
+# What readers of weights, configurations and GGUF files raise on a file that is cut short or is something else.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    RuntimeError,
+    struct.error,
+)
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
 _THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
@@ -73,9 +88,11 @@ def load(path: Path, chat_template: str, emit: Emit) -> Teacher:
     where = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        # Reading a GGUF file draws a progress bar that no setting of transformers turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
+    except _UNREADABLE as error:
         if _is_memory(error):
             raise ResourceError(
                 f"{path}: the teacher does not fit in memory", "take a smaller or quantized one"

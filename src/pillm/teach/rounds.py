@@ -57,6 +57,7 @@ def answer(
     tally.settled = tally.reused = sum(map(is_settled, tally.keys.values()))
     if tally.reused:
         emit(Log(f"{tally.reused} of {len(prompts)} prompts were answered by an earlier run"))
+    _tell(tally, len(prompts), emit)
     with contextlib.ExitStack() as stack:
         hired: Hired | None = None
         while todo := [record for record in prompts if not is_settled(tally.keys[record.id])]:
@@ -65,9 +66,8 @@ def answer(
                 tally.counts, tally.knows_tools = hired.counts, hired.knows_tools
                 _warn_of_tools(todo, hired, emit)
                 tally.began = time.monotonic()
-            _tell(tally, len(prompts), emit)
             hired.backend([_ask(options, tally, book, record) for record in todo], take)
-    _tell(tally, len(prompts), emit)
+            _tell(tally, len(prompts), emit)
     return tally
 
 

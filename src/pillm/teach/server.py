@@ -109,12 +109,12 @@ def check_key(key: str, place: str) -> str:
     return key
 
 
-def first_model(endpoint: Endpoint, counts: Counts, emit: Emit) -> str:
+def first_model(endpoint: Endpoint, emit: Emit) -> str:
     """The first model that the server lists. Raises NetworkError, or UsageError if it lists none."""
 
     async def ask() -> bytes:
         async with _client(endpoint) as client:
-            return await _patiently(_Line(endpoint, client, counts, emit), "GET", "/models", None)
+            return await _patiently(_Line(endpoint, client, Counts(), emit), "GET", "/models", None)
 
     try:
         listed = wire.models(asyncio.run(ask()))

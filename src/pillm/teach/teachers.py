@@ -81,7 +81,7 @@ def _by_address(options: LabelOptions, settings: dict[str, object], emit: Emit) 
     key = check_key(os.environ.get(place, ""), place)
     endpoint = Endpoint(url, key, place, options.timeout, options.attempts, options.concurrency)
     counts = Counts()
-    name = options.model_name or first_model(endpoint, counts, emit)
+    name = options.model_name or first_model(endpoint, emit)
     hired = Hired(backend(endpoint, name, counts, emit), counts, True)
     return Teacher(f"{url}#{name}", "openai", settings, lambda _: contextlib.nullcontext(hired))
 

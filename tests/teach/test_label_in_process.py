@@ -1,0 +1,183 @@
+"""The transformers backend on the real SmolLM2.
+
+Not covered here: GPUs, and a model that really does not fit in memory (the error is imitated).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from pillm.core.errors import UsageError
+from pillm.core.events import Log, Progress, silent
+from pillm.core.records import Message, Record
+from pillm.models.chat import ChatTemplate
+from pillm.teach.ask import Ask, Call, Reply, Sampling
+from pillm.teach.label import run
+from pillm.teach.options import LabelOptions
+
+pytest.importorskip("transformers")
+
+from pillm.teach import in_process
+
+pytestmark = pytest.mark.train
+GREEDY = Sampling(8, 0.0, 1.0, 0)
+
+
+def ask(text: str, sampling: Sampling = GREEDY, **more) -> Ask:
+    return Ask(text, Record(text, (Message("user", text),), **more), 1, sampling)
+
+
+def answers(teacher, asks, batch_size: int) -> dict[str, Reply]:
+    got: dict[str, Reply] = {}
+    in_process.backend(teacher, batch_size, silent)(asks, lambda pairs: got.update((a.key, r) for a, r in pairs))
+    return got
+
+
+@pytest.fixture(scope="module")
+def teacher(smollm2_gguf):
+    return in_process.load(smollm2_gguf, "model", silent)
+
+
+@pytest.mark.model
+def test_the_whole_stage_labels_in_process_and_shows_no_bars_of_others(smollm2_gguf, dataset, rows, tmp_path, capfd):
+    path = dataset("Name a colour.", "What is the capital of France? Answer in one word.", "Say hi.")
+    options = LabelOptions(
+        prompts=path, teacher=str(smollm2_gguf), backend="transformers", out=tmp_path / "out", max_tokens=8, attempts=1
+    )
+    events = []
+    result = run(options, events.append)
+    told = [event for event in events if isinstance(event, Progress) and event.label == "label"]
+    assert (told[-1].done, told[-1].total) == (3, 3)
+    labelled, rejected = rows(result.outputs["labelled"]), rows(result.outputs["rejected"])
+    assert len(labelled) + len(rejected) == 3
+    assert all(record.messages[-1].content for record in labelled)
+    assert capfd.readouterr() == ("", "")
+    again = run(options, silent)
+    assert again.metrics["reused"] == 3
+    assert again.outputs["labelled"].read_bytes() == result.outputs["labelled"].read_bytes()
+
+
+@pytest.mark.model
+def test_an_answer_does_not_depend_on_its_neighbours_nor_on_the_batch(teacher):
+    import torch
+
+    # In bfloat16 another batch may tip a near tie. transformers refuses to cast what came from a GGUF file.
+    torch.nn.Module.float(teacher.model)
+    warm = Sampling(8, 0.8, 0.9, 1234)
+    asks = [ask("Hi"), ask("Say a word.", warm), ask("Which animal barks, and which one meows? Tell me both, please.")]
+    together = answers(teacher, asks, 3)
+    alone = answers(teacher, asks, 1)
+    assert together == alone
+    assert all(reply.tokens_in > 10 and 0 < reply.tokens_out <= 8 for reply in alone.values())
+    reseeded = msgspec.structs.replace(asks[1], sampling=Sampling(8, 0.8, 0.9, 99))
+    assert answers(teacher, [reseeded], 1)[asks[1].key].content != alone[asks[1].key].content
+
+
+@pytest.mark.model
+def test_a_prompt_longer_than_the_context_fails_and_the_others_go_on(teacher):
+    got = answers(teacher, [ask("word " * 9000), ask("Hi")], 2)
+    long = got["word " * 9000]
+    assert long.failure
+    assert (long.failure.code, long.lasting) == ("too-long", True)
+    assert "8192" in long.failure.message
+    assert got["Hi"].failure is None
+
+
+@pytest.mark.model
+def test_a_template_that_refuses_a_dialogue_fails_that_prompt_alone(teacher):
+    strict = ChatTemplate(
+        "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}Q: {{ messages[0].content }}\nA:"
+    )
+    two = Ask("two", Record("two", (Message("system", "s"), Message("user", "u"))), 1, GREEDY)
+    got = answers(msgspec.structs.replace(teacher, template=strict), [two, ask("Hi")], 2)
+    assert got["two"].failure
+    assert "one turn only" in got["two"].failure.message
+    assert got["Hi"].failure is None
+
+
+@pytest.mark.model
+def test_a_batch_that_does_not_fit_is_halved(teacher, monkeypatch):
+    sizes = []
+
+    def cramped(_teacher, batch, _emit):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (imitated)")
+        return [Reply("ok") for _ in batch]
+
+    monkeypatch.setattr(in_process, "_generate", cramped)
+    events, got = [], []
+    in_process.backend(teacher, 8, events.append)([ask(str(i)) for i in range(9)], got.extend)
+    assert sorted(a.key for a, _ in got) == [str(i) for i in range(9)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert [event.level for event in events if isinstance(event, Log)] == ["warning", "warning"]
+
+
+@pytest.mark.model
+def test_a_file_that_is_no_model_is_said_so(smollm2_gguf, tmp_path):
+    half = tmp_path / "half.gguf"
+    with Path(smollm2_gguf).open("rb") as file:
+        half.write_bytes(file.read(1_000_000))
+    with pytest.raises(UsageError, match=r"half\.gguf"):
+        in_process.load(half, "model", silent)
+
+
+def test_draws_follow_the_softmax_within_the_nucleus():
+    import torch
+
+    logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
+    counts: Counter[int] = Counter()
+    for seed in range(2000):
+        draw = in_process._drawer([Sampling(1, 0.5, 0.95, seed)], 1, silent)
+        counts[int(draw(None, logits).argmax())] += 1
+    # At T = 0.5 the masses are 0.867, 0.117, 0.016, 0: the nucleus of 0.95 holds the first two.
+    expected = 2000 / (1 + math.exp(-2))
+    assert set(counts) == {0, 1}
+    assert abs(counts[0] - expected) < 5 * math.sqrt(2000 * 0.88 * 0.12)
+
+
+def test_rows_at_temperature_zero_are_left_alone_beside_rows_that_draw():
+    import torch
+
+    scores = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
+    drawn = in_process._drawer([GREEDY, Sampling(8, 1.0, 1.0, 5)], 8, silent)(None, scores)
+    assert torch.equal(drawn[0], scores[0])
+    assert not torch.equal(drawn[1], scores[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        (" Hello.\n", "Hello.", ()),
+        ('On it.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "On it.", (Call("f", '{"a": 1}'),)),
+        (
+            '<tool_call>{"name": "f", "arguments": {}}</tool_call>\n<tool_call>{"name": "g", "arguments": {}}</tool_call>',
+            "",
+            (Call("f", "{}"), Call("g", "{}")),
+        ),
+        ("<tool_call>{broken</tool_call>", "", (Call("", "{broken"),)),
+        ('{"name": "f", "parameters": {"a": "é"}}', "", (Call("f", '{"a": "é"}'),)),
+        ('{"name": "Ann", "parameters": 3}', '{"name": "Ann", "parameters": 3}', ()),
+        ('{"age": 3}', '{"age": 3}', ()),
+        ('```json\n{"age": 3}\n```', '{"age": 3}', ()),
+        ("<think>\nhm, {\n</think>\n\nYes.", "Yes.", ()),
+    ],
+)
+def test_what_a_model_writes_is_read(text, content, calls):
+    assert in_process.parse(text, {"f", "g"}) == (content, calls)
+
+
+def test_a_schema_is_shown_to_the_teacher_but_not_stored():
+    schema = {"type": "object"}
+    record = Record("p", (Message("system", "Be kind."), Message("user", "hi")), response_schema=schema)
+    shown = in_process._with_schema(record)
+    assert shown[0].content.startswith("Be kind.")
+    assert shown[0].content.endswith('{"type": "object"}')
+    bare = in_process._with_schema(msgspec.structs.replace(record, messages=record.messages[1:]))
+    assert [message.role for message in bare] == ["system", "user"]
+    assert record.messages[0].content == "Be kind."
