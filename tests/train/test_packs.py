@@ -1,0 +1,89 @@
+"""Packs that share a beginning give the losses and gradients of training dialogues one by one."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from pillm.core.records import Message, Record
+from pillm.models.chat import ChatTemplate, load_template
+from pillm.train import attention, loop, student
+from pillm.train.dialogues import encode, pack, shared_beginnings
+
+pytestmark = [pytest.mark.train, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_student: Path, dialogues):
+    _, tokenizer, _ = student.load(tiny_student, torch.float32)
+    other = Record("no-tools", (Message("user", "Salut"), Message("assistant", "Allô !")))
+    return encode([*dialogues[:9], other], ChatTemplate(load_template("chatml-tools")), tokenizer)
+
+
+def _plain_loss(model, items):
+    """Cross-entropy of each dialogue alone, by transformers' own attention and full logits."""
+    total = torch.zeros(())
+    for item in items:
+        ids = torch.tensor([item.ids])
+        logits = model(ids).logits[0, :-1].float()
+        learned = torch.tensor(item.learned[1:])
+        total = total + torch.nn.functional.cross_entropy(logits[learned], ids[0, 1:][learned], reduction="sum")
+    return total
+
+
+def _gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("window", [None, 24])
+def test_loss_and_gradients_are_those_of_single_dialogues(tiny_student, encoded, window):
+    import transformers
+
+    if window:
+        # Mistral is Llama with sliding-window layers.
+        config = transformers.MistralConfig(**{**transformers.AutoConfig.from_pretrained(tiny_student).to_dict(),
+                                               "sliding_window": window, "model_type": "mistral"})  # fmt: skip
+        torch.manual_seed(1)
+        model = transformers.MistralForCausalLM(config)
+    else:
+        model, _, _ = student.load(tiny_student, torch.float32)
+    model.set_attn_implementation("eager")
+    alone = _plain_loss(model, encoded)
+    expected = _gradients(model, alone)
+    attention.use(model)
+    packs = pack(encoded, shared_beginnings(encoded), 400, random.Random(0))
+    assert max(max(item.segment) for item in packs) > 1, "no pack holds two dialogues"
+    together = sum(loop.pack_loss(model, item, "cpu") for item in packs)
+    assert together.item() == pytest.approx(alone.item(), rel=1e-5)
+    got = _gradients(model, together)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_every_learned_token_is_packed_exactly_once(encoded):
+    shared = shared_beginnings(encoded)
+    for beginnings in (shared, {}):
+        packs = pack(encoded, beginnings, 300, random.Random(3))
+        got = Counter(token for item in packs for token, mine in zip(item.ids, item.learned, strict=True) if mine)
+        assert got == Counter(t for item in encoded for t, mine in zip(item.ids, item.learned, strict=True) if mine)
+    assert sum(len(p.ids) for p in pack(encoded, shared, 300)) < sum(len(item.ids) for item in encoded)
+
+
+def test_a_pack_is_no_longer_than_asked_unless_one_dialogue_is(encoded):
+    limit = 250
+    for item in pack(encoded, shared_beginnings(encoded), limit, random.Random(0)):
+        assert len(item.ids) <= limit or max(item.segment) == 1
+
+
+def test_the_shared_beginning_ends_before_anything_is_learned(encoded):
+    shared = shared_beginnings(encoded)
+    for item in encoded:
+        assert not any(item.learned[: shared[item.group]])
+    assert max(shared.values()) > 20

@@ -1,0 +1,184 @@
+"""The stage: from a dialogue file to a merged model, with kills and bad input on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pillm.core import jsonl
+from pillm.core.artifacts import artifact_of
+from pillm.core.errors import FindingsError, PillmError, ResourceError, UsageError
+from pillm.core.events import Log, Metric, Progress, silent
+from pillm.core.records import Message, Record
+from pillm.train.options import TrainOptions
+
+pytestmark = [pytest.mark.train, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def run():
+    from pillm.train.run import run
+
+    return run
+
+
+def _options(student: Path, data: Path, out: Path, **more) -> TrainOptions:
+    given = {"micro_tokens": 256, "batch_tokens": 512, "epochs": 2, "dtype": "float32", "learning_rate": 3e-3, **more}
+    return TrainOptions(student=str(student), data=data, out=out, **given)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_loss_goes_down_and_the_merged_model_has_it(method, run, tiny_student, dialogues_file, tmp_path):
+    import torch
+
+    from pillm.models.chat import ChatTemplate
+    from pillm.train import loop, student
+    from pillm.train.dialogues import encode, pack
+    from pillm.train.settings import Settings
+
+    events = []
+    result = run(_options(tiny_student, dialogues_file, tmp_path, method=method, epochs=4), events.append)
+    report = json.loads((tmp_path / "train.json").read_text())
+    assert report["last_validation_loss"] < report["first_validation_loss"] - 0.5
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == report["steps"]
+    assert report["unpacked_tokens"] > report["processed_tokens"] > report["learned_tokens"] > 0
+    said = [event.message for event in events if isinstance(event, Log)]
+    for field in set(TrainOptions.model_fields) - {"out", "data", "student"}:
+        assert any(line.startswith(f"{field} = ") for line in said), field
+    assert any(isinstance(event, Progress) and event.label == "training" for event in events)
+    assert any(isinstance(event, Metric) and event.name == "loss" for event in events)
+
+    # The published folder alone, loaded anew, has the loss that training ended with.
+    model, tokenizer, _ = student.load(result.outputs["model"], torch.float32)
+    template = ChatTemplate(tokenizer.chat_template)
+    assert template.knows_tools
+    from pillm.train import attention
+
+    attention.use(model)
+    items = encode(jsonl.read(dialogues_file), template, tokenizer)
+    settings = Settings("cpu", "float32", 1e-3, False, {})
+    loss = loop.mean_loss(model, pack(items, {}, 512), settings)
+    assert loss == pytest.approx(report["last_loss"], abs=0.6)
+    assert loss < report["first_loss"] - 0.5
+
+
+def test_equal_runs_give_equal_files_and_packing_gives_the_same_model(run, tiny_student, dialogues_file, tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        result = run(_options(tiny_student, dialogues_file, tmp_path / name, lora_dropout=0.1), silent)
+        hashes.append({key: artifact_of(path).sha256 for key, path in result.outputs.items()})
+    assert hashes[0] == hashes[1]
+
+
+def test_kill_9_in_training_goes_on_to_the_same_files(run, tiny_student, dialogues_file, tmp_path):
+    whole = run(_options(tiny_student, dialogues_file, tmp_path / "whole", epochs=6, lora_dropout=0.1), silent)
+    options = _options(
+        tiny_student, dialogues_file, tmp_path / "killed", epochs=6, lora_dropout=0.1, checkpoint_every=0
+    )
+    program = (
+        "import sys; from pillm.train.options import TrainOptions; from pillm.train.run import run\n"
+        "def emit(e):\n    print(type(e).__name__, getattr(e, 'step', ''), flush=True)\n"
+        "run(TrainOptions.model_validate_json(sys.argv[1]), emit)"
+    )
+    kills = 0
+    for steps in (2, 5):
+        with subprocess.Popen(
+            [sys.executable, "-c", program, options.model_dump_json()], stdout=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stdout:
+                if line.startswith("Metric") and line.split()[1:] == [str(steps)]:
+                    time.sleep(0.05)
+                    process.send_signal(signal.SIGKILL)
+                    kills += 1
+                    break
+    assert kills == 2
+    events = []
+    resumed = run(options, events.append)
+    assert any(isinstance(e, Log) and "going on from the checkpoint" in e.message for e in events)
+    for name, path in whole.outputs.items():
+        assert artifact_of(resumed.outputs[name]).sha256 == artifact_of(path).sha256, name
+
+
+def test_a_checkpoint_of_other_options_is_not_used(run, tiny_student, dialogues_file, tmp_path):
+    run(_options(tiny_student, dialogues_file, tmp_path, max_steps=2), silent)
+    events = []
+    run(_options(tiny_student, dialogues_file, tmp_path, max_steps=3), events.append)
+    assert any(isinstance(e, Log) and "starts anew" in e.message for e in events)
+
+
+def test_a_torn_checkpoint_is_said_and_not_used(run, tiny_student, dialogues_file, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "state.pt").write_bytes(b"PK\x03\x04half")
+    events = []
+    run(_options(tiny_student, dialogues_file, tmp_path, max_steps=1), events.append)
+    assert any(isinstance(e, Log) and "not readable" in e.message for e in events)
+
+
+def test_a_loss_that_is_no_number_stops_the_line(run, tiny_student, dialogues_file, tmp_path):
+    with pytest.raises(PillmError, match="training has come apart"):
+        run(_options(tiny_student, dialogues_file, tmp_path, learning_rate=1e30, max_grad_norm=1e30, warmup=0), silent)
+    assert not (tmp_path / "model").exists()
+
+
+def test_prompts_only_are_refused(run, tiny_student, tmp_path):
+    data = tmp_path / "prompts.jsonl"
+    jsonl.write(data, [Record("p", (Message("user", "Hi"),))])
+    with pytest.raises(UsageError, match="no record has an answer"):
+        run(_options(tiny_student, data, tmp_path / "out"), silent)
+
+
+def test_bad_lines_are_named_and_nothing_is_written(run, tiny_student, tmp_path):
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"id": "a"}\nnot json\n')
+    with pytest.raises(FindingsError) as caught:
+        run(_options(tiny_student, data, tmp_path / "out"), silent)
+    assert {finding.line for finding in caught.value.findings} == {1, 2}
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_without_a_template_needs_one(tiny_student, dialogues_file, run, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_student, bare)
+    (bare / "chat_template.jinja").unlink()
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    # With ChatML's tokens in the vocabulary the shipped template fits.
+    run(_options(bare, dialogues_file, tmp_path / "out", max_steps=1), silent)
+    tokens = (bare / "tokenizer.json").read_text().replace("<|im_start|>", "<|other|>")
+    (bare / "tokenizer.json").write_text(tokens)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config).replace("<|im_start|>", "<|other|>"))
+    with pytest.raises(UsageError, match="chat template is not there"):
+        run(_options(bare, dialogues_file, tmp_path / "out2"), silent)
+
+
+def test_a_folder_that_is_no_model_is_refused_plainly(dialogues_file, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PillmError):
+        run(_options(tmp_path / "empty", dialogues_file, tmp_path / "out"), silent)
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_model(small_disk, run, tiny_student, dialogues_file):
+    with pytest.raises(ResourceError, match="disk is full"):
+        run(_options(tiny_student, dialogues_file, small_disk / "out", max_steps=1), silent)
+    assert not (small_disk / "out" / "model").exists()
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(run, tiny_student, dialogues_file, tmp_path):
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    run(_options(tiny_student, dialogues_file, tmp_path, device="cuda", dtype="bfloat16", epochs=4), silent)
+    report = json.loads((tmp_path / "train.json").read_text())
+    assert report["last_loss"] < report["first_loss"] - 0.5
