@@ -30,6 +30,7 @@ from pillm.core.process import child
 from pillm.core.stage import MetricValue
 from pillm.models.redact import redact
 from pillm.pipeline import cache, manifest
+from pillm.pipeline.licenses import license_of
 from pillm.pipeline.manifest import StageRecord
 from pillm.pipeline.memory import PeakMemory
 from pillm.pipeline.pipeline_ops import build
@@ -95,7 +96,11 @@ def execute(step: Step, options: StageOptions, key: cache.Key, tell: Emit, launc
         command=shown,
         options=_shown(options.model_dump(mode="json")),
         inputs=key.inputs,
-        models=key.models,
+        # Only now: before the stage ran, the model may not have been on this machine.
+        models={
+            name: msgspec.structs.replace(used, license=license_of(getattr(options, name)))
+            for name, used in key.models.items()
+        },
         outputs=outputs,
         metrics=metrics,
         started=started,
