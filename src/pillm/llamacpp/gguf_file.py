@@ -8,6 +8,7 @@ with a file that is cut off or is something else.
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ class GgufFile(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Value]
     lengths: Mapping[str, int]
     tensors: tuple[Tensor, ...]
+    special: Mapping[int, str]
+    """Text of the tokens that the metadata name by id (begin, end, padding ...)."""
 
     @property
     def architecture(self) -> str:
@@ -133,6 +136,10 @@ class GgufFile(msgspec.Struct, frozen=True):
         """Whether the file says that the tokenizer puts `bos` before a text."""
         return bool(self.metadata.get("tokenizer.ggml.add_bos_token", False))
 
+    def token_text(self, token: int | None) -> str:
+        """Text of the begin or end token; empty for None and for tokens that the metadata do not name."""
+        return self.special.get(token, "") if token is not None else ""
+
     def _token(self, which: str) -> int | None:
         value = self.metadata.get(f"tokenizer.ggml.{which}_token_id")
         return int(value) if value is not None else None
@@ -157,6 +164,7 @@ class _Header:
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
         self._path, self._data, self._size, self._at = path, data, size, 4
         self._lengths: dict[str, int] = {}
+        self._tokens_at: int | None = None
 
     def read(self) -> GgufFile:
         version = self._scalar("I")
@@ -169,6 +177,8 @@ class _Header:
         for _ in range(n_values):
             key, kind = self._string(), self._scalar("I")
             if kind == _ARRAY:
+                if key == "tokenizer.ggml.tokens":
+                    self._tokens_at = self._at
                 self._lengths[key] = self._skip_array()
             else:
                 metadata[key] = self._value(kind)
@@ -176,7 +186,22 @@ class _Header:
         alignment = int(metadata.get("general.alignment", 32)) or 32
         start = -(-self._at // alignment) * alignment
         tensors = tuple(self._tensor(start, *parts) for parts in raw)
-        return GgufFile(self._path, self._size, metadata, self._lengths, tensors)
+        return GgufFile(self._path, self._size, metadata, self._lengths, tensors, self._special(metadata))
+
+    def _special(self, metadata: Mapping[str, Value]) -> dict[int, str]:
+        """Walk the tokens once more for the few that the metadata name."""
+        wanted = {int(value) for key, value in metadata.items() if re.fullmatch(r"tokenizer\.ggml\.\w+_token_id", key)}
+        if self._tokens_at is None or not wanted:
+            return {}
+        self._at = self._tokens_at
+        kind, count = self._scalar("I"), self._scalar("Q")
+        found: dict[int, str] = {}
+        for token in range(min(count, max(wanted) + 1) if kind == _STRING else 0):
+            if token in wanted:
+                found[token] = self._string()
+            else:
+                self._take(self._scalar("Q"))
+        return found
 
     def _cut(self, what: str) -> UsageError:
         return UsageError(

@@ -1,0 +1,84 @@
+"""What `quantize.json` holds. Light: the report and the faces read it. No times: equal runs give equal files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pillm.core.errors import UsageError
+
+
+class TypeShare(msgspec.Struct, frozen=True):
+    """Tensors of one type in a file."""
+
+    type: str
+    tensors: int
+    bytes: int
+
+
+class FallbackGroup(msgspec.Struct, frozen=True):
+    """Tensors that the recipe wanted in `wanted` and that are in `got`, for the same `reason`."""
+
+    wanted: str
+    got: str
+    reason: str
+    bytes: int
+    tensors: tuple[str, ...]
+
+
+class QuantizedFile(msgspec.Struct, frozen=True):
+    """One file as it is, read back from disk."""
+
+    file: str
+    """Path below the stage's folder."""
+    sha256: str
+    asked: str
+    bytes: int
+    bits_per_weight: float
+    """Of tensor data, over all weights."""
+    types: tuple[TypeShare, ...]
+    """Largest share first."""
+    fallbacks: tuple[FallbackGroup, ...]
+    without_imatrix: tuple[str, ...] = ()
+    """Quantized tensors that the importance matrix says nothing of."""
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the file's tensor bytes that are in another type than the recipe wanted."""
+        total = sum(share.bytes for share in self.types)
+        return sum(group.bytes for group in self.fallbacks) / total if total else 0.0
+
+
+class Imatrix(msgspec.Struct, frozen=True):
+    """The importance matrix and the text it was measured on."""
+
+    file: str
+    data: str
+    chunks: int
+    context: int
+    dialogues: int
+    chat_template: bool
+    """Whether the dialogues were written in the model's chat template; else their plain words were."""
+
+
+class Quantize(msgspec.Struct, frozen=True, kw_only=True):
+    """`quantize.json`: the file to ship first, then the others."""
+
+    source: str
+    source_bytes: int
+    parameters: int
+    files: tuple[QuantizedFile, ...]
+    imatrix: Imatrix | None = None
+    llamacpp: str
+    version: int = 1
+
+
+def load(path: Path) -> Quantize:
+    """Read a `quantize.json`. Raises UsageError if it is not one."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Quantize)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", "run: pillm quantize") from error
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path}: {error}", "make it again with: pillm quantize") from error
