@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pillm.core import jsonl
-from pillm.core.errors import FindingsError, GateError, PillmError, UsageError
+from pillm.core.errors import FindingsError, GateError, UsageError
 from pillm.core.events import Log, silent
 from pillm.core.records import Function, FunctionCall, Message, Record, Tool, ToolCall
 from pillm.evaluate import run as stage
@@ -157,12 +157,33 @@ def _stop(*_: object) -> None:
 
 
 @pytest.mark.llamacpp
-def test_a_file_cut_in_half_is_a_plain_error(tools, smollm2_gguf, data, tmp_path):
-    half = tmp_path / "half.gguf"
+@pytest.mark.model
+@pytest.mark.parametrize("role", ["model", "reference", "also"])
+def test_a_file_cut_in_half_is_a_usage_error_before_anything_is_asked(tools, smollm2_gguf, data, tmp_path, role):
+    half = tmp_path / "others/half.gguf"
+    half.parent.mkdir()
     whole = smollm2_gguf.read_bytes()
     half.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(PillmError, match=r"half\.gguf"):
-        stage.run(options(half, data, tmp_path / "out"), silent)
+    model = half if role == "model" else smollm2_gguf
+    more = {"reference": half} if role == "reference" else {"reference": smollm2_gguf, "also": half.parent}
+    with pytest.raises(UsageError, match=r"half\.gguf: the file is cut off"):
+        stage.run(options(model, data, tmp_path / "out", **({} if role == "model" else more)), silent)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.llamacpp
+@pytest.mark.model
+def test_a_reference_of_another_model_is_a_usage_error(tools, smollm2_gguf, data, tmp_path):
+    from gguf import GGUFWriter
+
+    other = tmp_path / "other.gguf"
+    writer = GGUFWriter(other, "llama")
+    writer.add_token_list(["a", "b"])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UsageError, match="has 2 tokens"):
+        stage.run(options(smollm2_gguf, data, tmp_path / "out", reference=other), silent)
 
 
 def test_a_folder_of_safetensors_is_a_usage_error(tmp_path):

@@ -103,10 +103,16 @@ def _files(model: Path, options: EvaluateOptions) -> Iterator[tuple[Role, Path]]
     if options.reference is not None:
         yield "reference", options.reference
     yield "model", model
-    if options.reference is not None and options.also is not None:
-        for path in sorted(options.also.glob("*.gguf")):
-            if not path.samefile(model) and not path.samefile(options.reference):
-                yield "also", path
+    for path in others(options, model):
+        yield "also", path
+
+
+def others(options: EvaluateOptions, model: Path) -> list[Path]:
+    """The further GGUF files to hold against the reference, without the reference and the model themselves."""
+    if options.reference is None or options.also is None:
+        return []
+    found = sorted(options.also.glob("*.gguf"))
+    return [path for path in found if not path.samefile(model) and not path.samefile(options.reference)]
 
 
 def _row(path: Path, role: Role, found: Divergence) -> Closeness:

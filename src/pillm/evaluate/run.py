@@ -22,6 +22,7 @@ from pillm.evaluate.journal import journal
 from pillm.evaluate.judge import cases, evenly, judge
 from pillm.evaluate.options import EvaluateOptions
 from pillm.evaluate.report import Answer, Measured, Quality, Scores, by_kind, grouped, scores
+from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import ensure
 from pillm.llamacpp.server import serve
 from pillm.models.chat import template_path
@@ -40,6 +41,7 @@ def run(options: EvaluateOptions, emit: Emit) -> Result:
     template = _template(options.chat_template)
     tools = ensure(emit)
     model = gguf(resolve(options.model, emit))
+    _check_files(model, options)
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         clear_partials(options.out)
@@ -90,6 +92,16 @@ def gguf(path: Path) -> Path:
     if path.is_dir():
         raise UsageError(f"{path}: evaluate measures GGUF files", "convert the model first: pillm export")
     return path
+
+
+def _check_files(model: Path, options: EvaluateOptions) -> None:
+    """Raise UsageError for a broken file or one of another model now, not after minutes of answers."""
+    vocabulary = describe(model).vocabulary
+    for path in [options.reference, *closeness.others(options, model)] if options.reference else []:
+        if path is not None and (other := describe(path).vocabulary) != vocabulary:
+            raise UsageError(
+                f"{path}: has {other} tokens, {model.name} has {vocabulary}", "compare files of the same model only"
+            )
 
 
 def _template(name: str) -> Path | None:
