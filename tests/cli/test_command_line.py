@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import pexpect
 import pytest
 
 from pillm import __version__
@@ -246,3 +249,30 @@ def test_models_resolve_prints_the_path_of_a_folder_or_says_what_is_wrong(tmp_pa
     done = pillm("models", "resolve", "nothing/here", cwd=tmp_path)
     assert done.returncode == 2
     assert "hf:nothing/here" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_stopped_says_so_in_one_line_and_exits_130(data: Path, number: signal.Signals) -> None:
+    argv = [sys.executable, str(FAKES), "copy", "lines.txt", "--pause=20"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=data)
+    while not (data / "out/journal.txt").exists():  # it has reached its work
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert err == "pillm: stopped\n    the same command goes on from here\n"
+    assert not (data / "out/copied.txt").exists()
+
+
+def test_a_terminal_gets_bars_and_a_pipe_gets_none(data: Path) -> None:
+    (data / "lines.txt").write_text("line\n" * 30)
+    child = pexpect.spawn(sys.executable, [str(FAKES), "copy", "lines.txt", "--pause=0.05"], cwd=data, encoding="utf-8",
+                          env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}, timeout=30)  # fmt: skip
+    child.expect(r"lines .*\d+ of 30 lines")
+    child.expect("copied +out/copied.txt")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    done = fake("copy", "lines.txt", "--pause=0.02", cwd=data)
+    assert "\x1b" not in done.stdout + done.stderr

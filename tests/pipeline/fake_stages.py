@@ -51,7 +51,10 @@ def copy(options: CopyOptions, emit) -> Result:
     _fail(options.fail)
     options.out.mkdir(parents=True, exist_ok=True)
     journal = options.out / "journal.txt"
-    done = journal.read_text().splitlines() if journal.exists() else []
+    text = journal.read_text() if journal.exists() else ""
+    # A line that a full disk or a kill cut short is not done.
+    journal.write_text(text := text[: text.rfind("\n") + 1])
+    done = text.splitlines()
     emit(Log(f"{len(done)} lines were done before", "debug"))
     lines = options.data.read_text().splitlines()
     with journal.open("a") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -220,7 +221,7 @@ def start_run(profile: Path, run_dir: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
-    while not path.exists():
+    while not (path.exists() and path.stat().st_size):
         assert process.poll() is None, "the run ended before it got this far"
         time.sleep(0.02)
 
@@ -304,3 +305,38 @@ def test_the_report_is_made_once_a_plan_is_complete_and_again_only_if_something_
     assert fake_stages.run(profile, run_dir, silent, report=report).report == run_dir / "report.html"
     fake_stages.run(profile, run_dir, silent, report=report)
     assert made == [True]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 256 KiB; where one may not be mounted, the test is skipped."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("mounting a file system needs root")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(
+    profile: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    (tmp_path / "lines.txt").write_text(("x" * 999 + "\n") * 100)
+    with pytest.raises(ResourceError, match="disk is full") as caught:
+        fake_stages.run(profile, small_disk / "run", silent)
+    assert caught.value.exit_code == 5
+    assert "free some space" in caught.value.hint
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    fake_stages.run(profile, small_disk / "run", silent)
+    lines = (small_disk / "run/join/joined.txt").read_text().splitlines()
+    assert len(lines) == 200
+
+
+def test_a_disk_that_is_full_before_the_run_begins_is_told(profile: Path, small_disk: Path) -> None:
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb") as file:
+        while True:
+            file.write(b"x" * 512)
+            file.flush()
+    with pytest.raises(ResourceError, match="disk is full"):
+        fake_stages.run(profile, small_disk / "run", silent)
