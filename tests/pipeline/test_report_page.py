@@ -17,8 +17,10 @@ from pillm.core.errors import UsageError
 from pillm.core.events import Made, silent
 from pillm.devices import ModelNumbers, kv_bytes_per_token
 from pillm.evaluate.report import Answer, Call, Closeness, Measured, Quality, Said, by_kind, grouped, scores
+from pillm.export.report import Export, LogitsCheck, TokenizerCheck
 from pillm.pipeline import manifest, plots
 from pillm.pipeline.report import build
+from pillm.quantize.report import FallbackGroup, Quantize, QuantizedFile, TypeShare
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 
@@ -69,6 +71,27 @@ BENCH = Bench(
     ),
     (Speed("prefill", 256, 0, 2, 412.1, 11.0, 3), Speed("decode", 64, 0, 2, 52.3, 1.1, 3)),
     "0.5.0",
+)  # fmt: skip
+
+
+TYPES = (TypeShare("Q5_0", 180, 90_000_000), TypeShare("F32", 61, 10_000_000))
+FALLBACKS = (FallbackGroup("Q4_K", "Q5_0", f"rows of 576 {HOSTILE}", 90_000_000, ("a", "b", "c")),)
+QUANTIZED = Quantize(
+    source="model-f16.gguf",
+    source_bytes=271_000_000,
+    parameters=134_515_008,
+    files=(
+        QuantizedFile("model-Q4_K_M.gguf", "ab", "Q4_K_M", 105_500_000, 6.28, TYPES, FALLBACKS),
+        QuantizedFile("others/model-Q8_0.gguf", "ab", "Q8_0", 144_800_000, 8.5, TYPES, ()),
+    ),
+    llamacpp="0.5.0",
+)
+EXPORTED = Export(
+    passed=True, check="full", file="model-f16.gguf", sha256="ab", bytes=271_000_000, dtype="f16",
+    architecture="llama", name="x", parameters=134_515_008, vocabulary=49_152, context_length=8192,
+    chat_template="kept", tokenizer=TokenizerCheck(True, 200, 10_000, 4000, 120),
+    logits=LogitsCheck(True, 0.01, 512, 0.00031, 1e-5, 0.002, 0.01, 0.992, 0.001, 3.1, 3.1, "float32"),
+    llamacpp="0.5.0",
 )  # fmt: skip
 
 
@@ -133,7 +156,11 @@ def whole(run) -> Run:
     run.evaluate("before", 1, [])
     loss = b"".join(b'{"step": %d, "loss": %f, "validation_loss": 1.0}\n' % (step, 3 / step) for step in range(1, 40))
     run.stage("train", "train", {"data": data}, log=run.put("train/training.jsonl", loss))
-    run.stage("quantize", "quantize", gguf=run.put("quantize/model-Q4_K_M.gguf", b"GGUF" * 1000))
+    run.stage("export", "export", report=run.put("export/export.json", msgspec.json.encode(EXPORTED)))
+    made = run.put("quantize/model-Q4_K_M.gguf", b"GGUF" * 1000)
+    run.stage(
+        "quantize", "quantize", gguf=made, report=run.put("quantize/quantize.json", msgspec.json.encode(QUANTIZED))
+    )
     run.evaluate("evaluate", 9, CLOSENESS)
     run.stage("bench", "bench", report=run.put("bench/bench.json", msgspec.json.encode(BENCH)))
     run.write()
@@ -225,6 +252,15 @@ def test_the_headline_gives_before_and_after_with_intervals_and_the_hash(whole):
     assert artifact_of(whole.folder / "quantize/model-Q4_K_M.gguf").sha256 in text
     assert "CC0-1.0" in text
     assert "Apache-2.0" in text
+
+
+def test_the_truth_about_the_file_s_tensors_is_told(whole):
+    text = Page(whole.page()).text.replace("\u202f", " ")
+    assert "90 % of this Q4_K_M file is not in the types that the recipe asks for" in text
+    assert "Q4_K Q5_0 3 90.0 rows of 576" in text
+    assert "Q8_0 144.8 8.50 0 % 0.0039 0.018 96 %" in text
+    assert "6.28 bits a weight" in text
+    assert "KL divergence 0.00031 nats per token" in text
 
 
 def test_every_predicted_speed_stands_with_its_label(whole):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -71,6 +71,19 @@ _REQUEST = {
 }
 
 
+class FileRow(NamedTuple):
+    """A file of the run in the table of sizes; what was not measured is None."""
+
+    name: str
+    bytes: int
+    bits_per_weight: float | None
+    fallback_share: float | None
+    kl_mean: float | None
+    kl_p99: float | None
+    same_top: float | None
+    chosen: bool
+
+
 def build(run_dir: Path, emit: Emit) -> Path:
     """Write the page of the run in `run_dir` and return its path.
 
@@ -108,6 +121,8 @@ def _context(facts: Facts) -> dict[str, Any]:
         "decode": best(facts.bench, "decode") if facts.bench else None,
         "headline_predictions": shown,
         "prediction_notes": _prediction_notes(facts),
+        "files": _files(facts),
+        "shipped": facts.quantize.files[0] if facts.quantize else None,
         "plots": _plots(facts),
         "has_validation": any(step.validation_loss is not None for step in facts.loss),
         "context": facts.after.context if facts.after else 2048,
@@ -126,7 +141,7 @@ def _sections(context: Mapping[str, Any]) -> list[tuple[str, str]]:
     there = [
         ("quality", "Quality", context["after"]),
         ("answers", "Answers", context["samples_right"] or context["samples_wrong"]),
-        ("file", "The file", context["product"] or context["closeness"]),
+        ("file", "The file", context["product"] or context["files"]),
         ("speed", "Speed", context["bench"]),
         ("training", "Training", context["train"] or context["loss"]),
         ("run", "Run it", context["product"]),
@@ -152,6 +167,30 @@ def _measures(facts: Facts) -> list[tuple[str, Rate | None, Rate | None]]:
         if facts.after
     ]
     return [row for row in rows if row[1] or row[2]]
+
+
+def _files(facts: Facts) -> list[FileRow]:
+    """Every file that was quantized or held against the unquantized one, the largest first."""
+    made = {Path(file.file).name: file for file in facts.quantize.files} if facts.quantize else {}
+    held = {row.file: row for row in facts.after.closeness} if facts.after else {}
+    rows = []
+    for name in dict.fromkeys([*made, *held]):
+        file, row = made.get(name), held.get(name)
+        if row and row.role == "reference" and not file:
+            continue
+        rows.append(
+            FileRow(
+                _kind(name),
+                file.bytes if file else row.bytes if row else 0,
+                file.bits_per_weight if file else None,
+                file.fallback_share if file else None,
+                row.kl_mean if row else None,
+                row.kl_p99 if row else None,
+                row.same_top if row else None,
+                bool(facts.product and name == Path(facts.product.path).name),
+            )
+        )
+    return sorted(rows, key=lambda row: -row.bytes)
 
 
 def _prediction_notes(facts: Facts) -> list[str]:
@@ -183,8 +222,8 @@ def _plots(facts: Facts) -> dict[str, Markup]:
         )
         drawn["quality"] = plots.before_after(pairs, f"Quality with intervals. {told}.") if pairs else ""
     points = [
-        plots.Point(_kind(row.file), row.bytes / 1e6, row.kl_mean, row.role == "model")
-        for row in facts.closeness
+        plots.Point(row.name, row.bytes / 1e6, row.kl_mean, row.chosen)
+        for row in _files(facts)
         if row.kl_mean and row.kl_mean > 0
     ]
     if points:
@@ -266,7 +305,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": _duration,
     "call": _call,
     "shorten": _shorten,
-    "kind": _kind,
     "count": lambda value: f"{value:,}".replace(",", _THIN),
     "counts": lambda counts: ", ".join(f"{name} ({count:,})".replace(",", _THIN) for name, count in counts.items()),
     "day": lambda stamp: stamp[:10] or "on an unknown day",

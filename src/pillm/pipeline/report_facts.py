@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -18,11 +18,13 @@ from pillm.core.errors import PillmError, UsageError
 from pillm.core.records import Record
 from pillm.devices import Prediction
 from pillm.evaluate import report as quality_report
-from pillm.evaluate.report import Answer, Closeness, Quality
+from pillm.evaluate.report import Answer, Quality
 from pillm.export import report as export_report
 from pillm.export.report import Export
 from pillm.pipeline import manifest
 from pillm.pipeline.manifest import RunManifest, StageRecord
+from pillm.quantize import report as quantize_report
+from pillm.quantize.report import Quantize
 from pillm.teach import report as label_report
 from pillm.teach.report import LabelReport
 from pillm.train.report import TrainReport
@@ -64,13 +66,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest: RunManifest
     product: Artifact | None
-    product_license: dict[str, str]
     before: Quality | None
     after: Quality | None
     samples_right: list[Sample]
     samples_wrong: list[Sample]
-    closeness: list[Closeness]
-    quantize: dict[str, Any] | None
+    quantize: Quantize | None
     export: Export | None
     train: TrainReport | None
     loss: list[LossStep]
@@ -110,13 +110,11 @@ def gather(run_dir: Path) -> Facts:
     return Facts(
         manifest=told,
         product=produced.outputs.get("gguf") if produced else None,
-        product_license=_licenses(told),
         before=read(first, "report", quality_report.load),
         after=after,
         samples_right=right,
         samples_wrong=wrong,
-        closeness=[row for row in after.closeness if row.kl_mean is not None] if after else [],
-        quantize=read(quantized, "report", _loader(dict[str, Any])),
+        quantize=read(quantized, "report", quantize_report.load),
         export=read(_last(told, "export"), "report", export_report.load),
         train=read(trained, "report", _loader(TrainReport)),
         loss=read(trained, "log", _load_loss) or [],
@@ -156,11 +154,6 @@ def _load_loss(path: Path) -> list[LossStep]:
         return msgspec.json.Decoder(LossStep).decode_lines(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(f"{path}: {error}") from error
-
-
-def _licenses(told: RunManifest) -> dict[str, str]:
-    """Licence by model reference, for every model that any stage used and whose licence is known."""
-    return {used.reference: used.license for record in told.stages for used in record.models.values() if used.license}
 
 
 def _samples(after: list[Answer], before: list[Answer]) -> tuple[list[Sample], list[Sample]]:
@@ -206,5 +199,12 @@ def _data(run_dir: Path, told: RunManifest) -> Iterator[DataFacts]:
             ", ".join(stages),
             artifact,
             counts["locale"].total() if readable else None,
-            *(dict(counter.most_common(6)) for counter in counts.values()),
+            *(_most(counter) for counter in counts.values()),
         )
+
+
+def _most(counter: Counter[str], shown: int = 6) -> dict[str, int]:
+    """The most frequent values; the rest in one sum."""
+    most = dict(counter.most_common(shown))
+    rest = counter.total() - sum(most.values())
+    return most | ({f"{len(counter) - shown} more": rest} if rest else {})
