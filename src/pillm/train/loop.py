@@ -12,7 +12,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,21 +89,40 @@ def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
 def mean_loss(model: Any, packs: Sequence[Pack], settings: Settings) -> float:
     """Validation loss, nats per learned token."""
     model.eval()
-    with torch.no_grad(), arithmetic(settings):
+    with torch.no_grad():
         total = sum(float(pack_loss(model, item, settings.device)) for item in packs)
     model.train()
     return total / max(1, sum(item.targets for item in packs))
 
 
-def arithmetic(settings: Settings) -> contextlib.AbstractContextManager[None]:
-    """Mixed precision: matrices in the settings' dtype, sums and trained weights in float32."""
+def set_arithmetic(model: Any, settings: Settings) -> dict[str, torch.Tensor]:
+    """Put a float32 model on its device in the settings' dtype; returns the float32 masters of its trained weights.
+
+    The model computes in the dtype; the optimizer works on the masters, since bfloat16 would lose
+    updates below 0.4 % of a weight. Without autocast nothing is converted on the way through.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if settings.dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(settings.device, dtype=getattr(torch, settings.dtype))
+        model.to(settings.device)
+        return dict(trained)
+    masters = {name: p.detach().to(settings.device, copy=True) for name, p in trained.items()}
+    model.to(settings.device, getattr(torch, settings.dtype))
+    return masters
+
+
+def take_masters(model: Any, masters: dict[str, torch.Tensor]) -> Any:
+    """The model on the CPU in float32, with its trained weights as the masters have them."""
+    model.to("cpu", torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in masters:
+                parameter.copy_(masters[name])
+    return model
 
 
 def train(
     model: Any,
+    masters: dict[str, torch.Tensor],
     work: Plan,
     options: TrainOptions,
     settings: Settings,
@@ -111,19 +130,22 @@ def train(
     emit: Emit,
     after_step: Callable[[int], None] | None = None,
 ) -> list[Step]:
-    """Train `model` in place and return the log. Checkpoints go to `options.out`/checkpoint.
+    """Train `model` and its `masters` (see set_arithmetic) and return the log.
+
+    Checkpoints go to `options.out`/checkpoint.
 
     `identity` names everything that the curve depends on; a checkpoint of another identity is not
     used. Raises PillmError if the loss is no longer a number, ResourceError if memory runs out.
     """
-    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    decayed = [p for p in weights.values() if p.ndim > 1]
-    kept = [p for p in weights.values() if p.ndim <= 1]
+    weights = {name: p for name, p in model.named_parameters() if name in masters}
+    decayed = [p for p in masters.values() if p.ndim > 1]
+    kept = [p for p in masters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=settings.device != "mps")
     scaler = torch.amp.GradScaler(settings.device, enabled=settings.dtype == "float16")
     folder = options.out / CHECKPOINT
-    log = _restore(folder, identity, weights, optimizer, scaler, emit)
+    log = _restore(folder, identity, masters, optimizer, scaler, emit)
+    _copy(masters, weights)
     steps = len(work.steps)
     tokens = log[-1].tokens if log else 0
     saved = time.monotonic()
@@ -138,8 +160,7 @@ def train(
             targets = sum(item.targets for item in packs)
             loss = 0.0
             for item in packs:
-                with arithmetic(settings):
-                    part = pack_loss(model, item, settings.device) / targets
+                part = pack_loss(model, item, settings.device) / targets
                 scaler.scale(part).backward()
                 loss += part.item()
             if not math.isfinite(loss):
@@ -147,11 +168,15 @@ def train(
                     f"step {number + 1}: the loss is {loss}, training has come apart",
                     "try a lower --learning-rate, or --dtype float32",
                 )
+            for name, parameter in weights.items():
+                if parameter is not masters[name]:
+                    masters[name].grad, parameter.grad = parameter.grad.float(), None
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(weights.values(), options.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(masters.values(), options.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            _copy(masters, weights)
             size = sum(len(item.ids) for item in packs)
             tokens += size
             last = number + 1 == steps
@@ -161,7 +186,7 @@ def train(
             emit(Metric("tokens_per_second", size / (time.monotonic() - started), number + 1, "tokens/s"))
             emit(Progress("training", number + 1, steps, "steps"))
             if time.monotonic() - saved > options.checkpoint_every or last:
-                _save(folder, identity, weights, optimizer, scaler, log)
+                _save(folder, identity, masters, optimizer, scaler, log)
                 saved = time.monotonic()
             if after_step:
                 after_step(number + 1)
@@ -181,12 +206,19 @@ def _out_of_memory(options: TrainOptions) -> Iterator[None]:
         raise
 
 
+def _copy(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in target.items():
+            if tensor is not source[name]:
+                tensor.copy_(source[name])
+
+
 def _save(
-    folder: Path, identity: str, weights: dict[str, torch.nn.Parameter], optimizer: Any, scaler: Any, log: list[Step]
+    folder: Path, identity: str, masters: dict[str, torch.Tensor], optimizer: Any, scaler: Any, log: list[Step]
 ) -> None:
     state = {
         "identity": identity,
-        "weights": {name: p.detach() for name, p in weights.items()},
+        "weights": {name: p.detach() for name, p in masters.items()},
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "random": torch.get_rng_state(),
@@ -197,7 +229,7 @@ def _save(
 
 
 def _restore(
-    folder: Path, identity: str, weights: dict[str, torch.nn.Parameter], optimizer: Any, scaler: Any, emit: Emit
+    folder: Path, identity: str, masters: dict[str, torch.Tensor], optimizer: Any, scaler: Any, emit: Emit
 ) -> list[Step]:
     file = folder / "state.pt"
     if not file.is_file():
@@ -210,9 +242,7 @@ def _restore(
     if state["identity"] != identity:
         emit(Log("the checkpoint here belongs to other data or options; training starts anew", "warning"))
         return []
-    with torch.no_grad():
-        for name, parameter in weights.items():
-            parameter.copy_(state["weights"][name])
+    _copy(state["weights"], masters)
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["random"])
@@ -225,6 +255,8 @@ def identity_of(options: TrainOptions, settings: Settings, student: str, work: P
     """Hash of all that the loss curve depends on: options, settings, student, and every token in order."""
     digest = hashlib.sha256(student.encode())
     digest.update(options.model_dump_json(exclude={"out", "checkpoint_every", "data", "student"}).encode())
-    digest.update(msgspec.json.encode([settings.device, settings.dtype, settings.learning_rate, str(torch.__version__)]))
+    digest.update(
+        msgspec.json.encode([settings.device, settings.dtype, settings.learning_rate, str(torch.__version__)])
+    )
     digest.update(msgspec.json.encode([[item.ids for item in packs] for packs in work.steps]))
     return digest.hexdigest()

@@ -65,10 +65,8 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     torch.manual_seed(options.seed)
     attention.use(model)
     if options.method == "lora":
-        # Frozen weights can stand in the arithmetic's dtype; autocast would convert them each time.
-        frozen = model.to(getattr(torch, settings.dtype))
-        model = student.add_lora(frozen, options.rank, options.alpha, options.lora_dropout)
-    model.to(settings.device)
+        model = student.add_lora(model, options.rank, options.alpha, options.lora_dropout)
+    masters = loop.set_arithmetic(model, settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -78,9 +76,9 @@ def run(options: TrainOptions, emit: Emit) -> Result:
 
     with _quiet():
         identity = loop.identity_of(options, settings, refs.identity(options.student), work)
-        log = loop.train(model, work, options, settings, identity, emit)
+        log = loop.train(model, masters, work, options, settings, identity, emit)
         emit(Progress("merging", 0, 1, "models"))
-        final = student.merged(model.to("cpu"), path, options.method)
+        final = student.merged(loop.take_masters(model, masters), path, options.method)
     final.to(came_in)
     report = TrainReport(
         student=options.student,

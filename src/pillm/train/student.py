@@ -71,23 +71,23 @@ def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: b
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> Any:
-    """The model with trainable float32 adapters (Hu et al. 2021) on every linear layer but the head."""
+    """The model with trainable adapters (Hu et al. 2021) on every linear layer but the head."""
     import peft
 
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return peft.get_peft_model(model, config, autocast_adapter_dtype=True)
+    return peft.get_peft_model(model, config)
 
 
 def merged(model: Any, path: Path, method: str) -> PreTrainedModel:
     """The student alone, in float32: trained weights, or the loaded ones plus the adapters' update.
 
-    Adapters were trained on weights in the arithmetic's dtype; they are added to the weights as
-    they were stored, so that nothing is rounded on the way.
+    The frozen weights may have been rounded to the arithmetic's dtype; the adapters are added to
+    the weights as they were stored.
     """
     if method == "full":
-        return model.float()
+        return model
     import peft
 
     adapters = peft.get_peft_model_state_dict(model)
