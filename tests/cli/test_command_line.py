@@ -167,6 +167,12 @@ def test_a_bug_is_one_line_and_a_log_without_the_token(data: Path) -> None:
     assert token not in log
 
 
+def test_a_reader_that_goes_away_while_a_stage_fails_is_no_traceback(data: Path) -> None:
+    line = f"{sys.executable} {FAKES} copy lines.txt --json --fail=bug | true"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, cwd=data)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run(
         f"{sys.executable} -m pillm profile schema | head -n 1", shell=True, capture_output=True, text=True, check=False

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from pillm.cli.screen import amount
+from pillm.cli.screen import amount, share
 from pillm.core.events import Progress
 
 _REFRESH_SECONDS = 0.1
@@ -63,9 +63,7 @@ class _Amount(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         unit = str(task.fields.get("unit", ""))
-        text = amount(task.completed, unit)
-        if task.total is not None:
-            text = f"{amount(task.completed, '' if unit not in ('B', 'bytes') else unit)} of {amount(task.total, unit)}"
+        text = share(task.completed, task.total, unit)
         if unit in ("B", "bytes") and task.speed:
             text += f", {amount(task.speed, unit)}/s"
         return Text(text)

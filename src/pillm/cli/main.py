@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -59,10 +58,6 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Stage] = STAGES)
         _app(argv, table, screen)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
-    except BrokenPipeError:
-        # The reader of our stdout went away (`pillm ... | head`): there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except (Exception, KeyboardInterrupt) as error:
         return tell(error, argv, screen)
     return 0

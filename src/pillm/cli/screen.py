@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # rich takes long to import, and plain or JSON output does wi
 
 _PLAIN_EVERY_SECONDS = 5.0
 _FINDINGS_SHOWN = 30
+_BYTES = ("B", "bytes")
 
 
 class Screen:
@@ -48,8 +49,7 @@ class Screen:
     def emit(self, event: Event) -> None:
         """Show an event."""
         if self.json:
-            self._out.write(encode(event).decode() + "\n")
-            self._out.flush()
+            self._write(encode(event).decode())
             return
         match event:
             case Progress():
@@ -89,8 +89,7 @@ class Screen:
     def result(self, line: str = "") -> None:
         """A line of the command's result, on stdout."""
         self._clear()
-        self._out.write(line + "\n")
-        self._out.flush()
+        self._write(line)
 
     def findings(self, found: list[Finding] | tuple[Finding, ...]) -> None:
         """Findings that were not shown yet; beyond a screenful they are counted."""
@@ -138,6 +137,15 @@ class Screen:
             os.dup2(kept, 1)
             os.close(kept)
 
+    def _write(self, line: str) -> None:
+        try:
+            self._out.write(line + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            # The reader of our stdout went away (`pillm ... | head`): stop, there is nobody to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            raise SystemExit(1) from None
+
     def _progress(self, event: Progress) -> None:
         if self._bars is None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from pillm.cli.bars import Bars
@@ -154,8 +162,7 @@ class Screen:
         ):
             return
         self._told[event.label] = self._told[f"{event.label} told"] = now
-        of = f" of {amount(event.total, event.unit)}" if event.total is not None else ""
-        self.say(f"{event.label}: {amount(event.done, event.unit)}{of}")
+        self.say(f"{event.label}: {share(event.done, event.total, event.unit)}")
 
     def _clear(self) -> None:
         if self._bars:
@@ -166,7 +173,7 @@ class Screen:
 
 def amount(value: float, unit: str) -> str:
     """A number of things with its unit: bytes in powers of 1000, the rest with separators."""
-    if unit in ("B", "bytes"):
+    if unit in _BYTES:
         for name in ("B", "kB", "MB"):
             if value < 1000:
                 return f"{value:.0f} {name}" if name == "B" else f"{value:.1f} {name}"
@@ -176,9 +183,16 @@ def amount(value: float, unit: str) -> str:
     return f"{number} {unit}".rstrip()
 
 
+def share(done: float, total: float | None, unit: str) -> str:
+    """How much of how much: `12 of 40 steps`, `1.2 MB of 98.4 MB`."""
+    if total is None:
+        return amount(done, unit)
+    return f"{amount(done, unit if unit in _BYTES else '')} of {amount(total, unit)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them: `4.2 s`, `3 min 12 s`, `1 h 5 min`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
