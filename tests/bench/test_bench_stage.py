@@ -73,7 +73,14 @@ def test_the_numbers_of_smollm2_are_what_llamacpp_reserves(smollm2_gguf):
 def made(names: dict[str, tuple[int, ...]], **metadata: int) -> GgufFile:
     tensors = tuple(Tensor(name, "F16", shape, 2 * shape[0] * shape[1], 0) for name, shape in names.items())
     values = {"general.architecture": "x", **{f"x.{key.replace('__', '.')}": value for key, value in metadata.items()}}
-    return GgufFile(Path("x.gguf"), 0, values, {"tokenizer.ggml.tokens": 10}, tensors)
+    return GgufFile(
+        path=Path("x.gguf"),
+        bytes=0,
+        metadata=values,
+        lengths={"tokenizer.ggml.tokens": 10},
+        tensors=tensors,
+        special={},
+    )
 
 
 def test_an_input_embedding_of_its_own_is_not_read():

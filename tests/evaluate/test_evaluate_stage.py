@@ -116,7 +116,7 @@ def test_too_little_text_skips_the_closeness_and_says_so(tools, smollm2_gguf, tm
     stage.run(options(smollm2_gguf, data, tmp_path / "out", max_tokens=2, chunk_tokens=512), events.append)
     quality = load(tmp_path / "out/quality.json")
     assert quality.closeness == []
-    assert "too short for 4 chunks of 512 tokens" in quality.closeness_text
+    assert "shorter than two chunks of 512 tokens" in quality.closeness_text
     assert any(isinstance(event, Log) and "no perplexity" in event.message for event in events)
 
 

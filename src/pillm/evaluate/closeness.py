@@ -24,7 +24,7 @@ from pillm.models.chat import ChatTemplate
 
 # Characters a token at most, on real text, so that enough dialogues are taken before they are counted.
 _CHARACTERS = 6
-# llama-perplexity refuses a text that has not two chunks; percentiles need some tokens to mean anything.
+# llama-perplexity refuses a text that has not two chunks, and kl_divergence fewer measured tokens than this.
 _LEAST_CHUNKS = 2
 _LEAST_TOKENS = 100
 
@@ -52,11 +52,12 @@ def held_out_text(server: Server, cases: Sequence[Case], options: EvaluateOption
         text = "".join(evenly(rendered, max(1, -(-wanted // mean))))
         # llama-perplexity reads the markup as plain text, so it is counted as such.
         counted = post(client, server, f"{base}/tokenize", {"content": text, "parse_special": False})
-        chunks = min(options.chunks, len(counted.json()["tokens"]) // options.chunk_tokens)
-    if chunks < _LEAST_CHUNKS or chunks * measured(options.chunk_tokens) < _LEAST_TOKENS:
-        return Text(
-            "", 0, f"the held-out dialogues are too short for {options.chunks} chunks of {options.chunk_tokens} tokens"
-        )
+        there = len(counted.json()["tokens"]) // options.chunk_tokens
+    chunks = min(options.chunks, there)
+    if there < _LEAST_CHUNKS:
+        return Text("", 0, f"the held-out dialogues are shorter than two chunks of {options.chunk_tokens} tokens")
+    if options.reference is not None and chunks * measured(options.chunk_tokens) < _LEAST_TOKENS:
+        return Text("", 0, f"{chunks} chunks of {options.chunk_tokens} tokens are too few for a comparison")
     return Text(text, chunks)
 
 

@@ -96,21 +96,26 @@ def gather(run_dir: Path) -> Facts:
             missing.append(f"{record.id}: {error.message}")
             return None
 
-    evaluated = _all(told, "evaluate")
-    last = evaluated[-1] if evaluated else None
-    first = evaluated[0] if len(evaluated) > 1 else None
-    trained, quantized = _last(told, "train"), _last(told, "quantize")
+    last = _last(told, "evaluate")
     after = read(last, "report", quality_report.load)
+    first, before = None, None
+    for record in _all(told, "evaluate")[:-1]:
+        found = read(record, "report", quality_report.load)
+        # Only the same questions can be compared.
+        if found and after and found.data_sha256 == after.data_sha256:
+            first, before = record, found
+            break
     right, wrong = _samples(
         read(last, "answers", quality_report.load_answers) or [],
         read(first, "answers", quality_report.load_answers) or [],
     )
+    trained, quantized = _last(told, "train"), _last(told, "quantize")
     measured = read(_last(told, "bench"), "report", bench_report.load)
     produced = quantized or _last(told, "export")
     return Facts(
         manifest=told,
         product=produced.outputs.get("gguf") if produced else None,
-        before=read(first, "report", quality_report.load),
+        before=before,
         after=after,
         samples_right=right,
         samples_wrong=wrong,
