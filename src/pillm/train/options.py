@@ -38,9 +38,9 @@ class TrainOptions(StageOptions):
         json_schema_extra=unit("tokens"),
     )
     long: Literal["error", "drop"] = Field("error", description="What to do with a dialogue longer than max_length")
-    packing: Literal["prefix", "bucket"] = Field(
+    packing: Literal["prefix", "separate"] = Field(
         "prefix",
-        description="prefix: dialogues that begin alike share that beginning in one sequence; bucket: batches of like length",
+        description="prefix: dialogues that begin alike share that beginning in one sequence; separate: each dialogue whole",
     )
     learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate (default: 1e-3 for lora, 2e-4 for full)"

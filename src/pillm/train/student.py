@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pillm.core.errors import UsageError
 from pillm.models.chat import TOOLS_TEMPLATE, ChatTemplate, load_template
 
 
-def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype]:
+def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any, torch.dtype]:
     """Model, tokenizer and the dtype the weights came in, from a folder or a GGUF file.
 
     Quantized GGUF weights are decoded to float32. Raises UsageError for what transformers cannot read.
@@ -25,7 +25,7 @@ def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
             # transformers warns of its own deprecated calls while it reads GGUF files.
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32 if where else "auto", attn_implementation="sdpa", **where
             )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -39,7 +39,7 @@ def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTok
     return model.to(dtype), tokenizer, came_in
 
 
-def _forget_gguf(model: PreTrainedModel) -> None:
+def _forget_gguf(model: Any) -> None:
     """Make a model that was decoded from GGUF an ordinary one: save_pretrained refuses it otherwise."""
     model.hf_quantizer = None
     for name in ("quantization_config", "_pre_quantization_dtype"):
@@ -52,7 +52,7 @@ def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: b
 
     Raises UsageError if there is none, or if the shipped one does not fit the tokenizer.
     """
-    tokens = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    tokens = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
     if choice != "auto":
         return ChatTemplate(load_template(choice), **tokens)
@@ -70,17 +70,21 @@ def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: b
     return ChatTemplate(load_template(TOOLS_TEMPLATE), **tokens)
 
 
-def add_lora(model: PreTrainedModel, rank: int, alpha: float, dropout: float) -> Any:
+def add_lora(model: Any, rank: int, alpha: float, dropout: float) -> Any:
     """The model with trainable adapters (Hu et al. 2021) on every linear layer but the head."""
     import peft
 
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
 
 
-def merged(model: Any, path: Path, method: str) -> PreTrainedModel:
+def merged(model: Any, path: Path, method: str) -> Any:
     """The student alone, in float32: trained weights, or the loaded ones plus the adapters' update.
 
     The frozen weights may have been rounded to the arithmetic's dtype; the adapters are added to
