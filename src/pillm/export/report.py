@@ -38,6 +38,7 @@ class LogitsCheck(msgspec.Struct, frozen=True):
     """Share of tokens for which both find the same likeliest next token."""
     same_top_error: float
     perplexity_torch: float
+    """A little low: saved probabilities are at least e^-16 of the largest."""
     perplexity_gguf: float
     torch_dtype: str
     """Arithmetic of the torch side."""

@@ -11,6 +11,7 @@ import msgspec
 
 from pillm.core.errors import PillmError
 from pillm.core.events import Emit, Progress, silent
+from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
 from pillm.llamacpp.tool import call, telling_line
 
@@ -60,8 +61,9 @@ def bench(
 ) -> list[BenchTest]:
     """Run every combination of prefill and decode (0 tokens skips either), threads and depths.
 
-    Raises PillmError with what the tool says, ResourceError (memory).
+    Raises UsageError (not a whole GGUF file), PillmError with what the tool says, ResourceError (memory).
     """
+    describe(model)  # llama-bench does not say what is wrong with a file
 
     def told(piece: str) -> None:
         if found := _STEP.findall(piece):

@@ -32,8 +32,10 @@ def imatrix(
     """Write the importance matrix of `model` on `text` as `target`; returns the chunks that were read.
 
     `text` is read with special tokens parsed, `chunks` pieces of `context` tokens of it; it must have at
-    least two. Raises PillmError with what the tool says, ResourceError (disk, memory).
+    least two. Raises UsageError (not a whole GGUF file), PillmError with what the tool says, ResourceError
+    (disk, memory).
     """
+    describe(model)
 
     def told(piece: str) -> None:
         if found := _CHUNK.findall(piece):

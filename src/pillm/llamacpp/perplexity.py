@@ -73,8 +73,9 @@ def perplexity(
 
     `save_logits` keeps the logits for `kl_divergence` (2 bytes a vocabulary entry and measured token;
     the caller deletes the file). The text must have at least two chunks.
-    Raises UsageError (text too short), PillmError, ResourceError.
+    Raises UsageError (not a whole GGUF file, text too short), PillmError, ResourceError.
     """
+    describe(model)
     label = f"perplexity of {model.name}"
 
     def told(piece: str) -> None:

@@ -20,6 +20,7 @@ from pillm.core.command import Command
 from pillm.core.errors import UsageError
 from pillm.core.events import Emit, Log, Progress, silent
 from pillm.core.process import child
+from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
 from pillm.llamacpp.tool import QUIET_THREADS, failure
 
@@ -54,11 +55,12 @@ def serve(
     The model's own chat template is used unless `chat_template` names a Jinja file. The log is deleted
     with the block unless the server failed.
 
-    Raises UsageError (no such file), PillmError (the server does not start; quotes its log).
+    Raises UsageError (no such file, not a whole GGUF file), PillmError (the server does not start, or
+    ends while it is needed; quotes its log).
     """
-    for path in (model, chat_template):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{path}: there is no such file", "check the path")
+    describe(model)
+    if chat_template is not None and not chat_template.is_file():
+        raise UsageError(f"{chat_template}: there is no such file", "check the path of the chat template")
     handle, name = tempfile.mkstemp(prefix="llama-server-", suffix=".log")
     log = Path(name)
     with contextlib.ExitStack() as stack:

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pillm.llamacpp.install import LlamaCpp
+from pillm.llamacpp.tool import call
+
+TEXT = " ".join(
+    f"Paragraph {n}: the lamp in room {n * 7 % 13} was on, so she said: «turn it off at {n % 24}:{n * 11 % 60:02}». Noted."
+    for n in range(60)
+)
+
+
+@pytest.fixture(scope="session")
+def f16(tools: LlamaCpp, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2's weights in 16 bits (from the grid of its quantized file)."""
+    path = tmp_path_factory.mktemp("f16") / "smollm2-f16.gguf"
+    call(tools, "llama-quantize", ["--allow-requantize", str(smollm2_gguf), str(path), "F16"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
