@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pillm.core import errors
 from pillm.core.artifacts import write_atomic
@@ -45,6 +45,12 @@ class JoinOptions(StageOptions):
     sizes: tuple[int, ...] = Field((1,), description="Numbers of no importance")
     loud: bool = Field(False, description="In capitals")
     cap: int | None = Field(5, ge=1, description="Longest line")
+
+    @model_validator(mode="after")
+    def _not_both(self) -> JoinOptions:
+        if self.sizes == (6, 6, 6):
+            raise ValueError("sizes of 6, 6 and 6 do not go with anything")
+        return self
 
 
 def copy(options: CopyOptions, emit) -> Result:

@@ -144,6 +144,12 @@ def test_a_line_that_means_nothing_is_refused(words: tuple[str, ...], message: s
         parse(words)
 
 
+def test_what_is_wrong_between_options_names_the_stage() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(("join", "a", "--sizes=6", "--sizes=6", "--sizes=6"), fake_stages.TABLE)
+    assert caught.value.message == "join sizes of 6, 6 and 6 do not go with anything"
+
+
 def test_infinity_is_no_number_for_an_option() -> None:
     with pytest.raises(UsageError, match="--alpha must be a finite number"):
         parse(("train", "--data=a", "--student=b", "--alpha=inf"))

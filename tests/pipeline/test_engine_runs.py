@@ -291,6 +291,13 @@ def test_a_missing_input_is_told_before_anything_runs(profile: Path, run_dir: Pa
     assert not run_dir.exists()
 
 
+def test_what_is_wrong_between_options_is_told_at_the_stages_line(profile: Path, run_dir: Path) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load(profile, ["join.sizes=[6, 6, 6]"], fake_stages.TABLE)
+    (finding,) = caught.value.findings
+    assert (finding.line, finding.path) == (6, "stages.join")
+
+
 def test_the_report_is_made_once_a_plan_is_complete_and_again_only_if_something_ran(
     profile: Path, run_dir: Path
 ) -> None:

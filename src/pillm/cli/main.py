@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None, table: Mapping[str, Stage] = STAGES)
     """Run a command line (default: the process's own) over a stage table; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     screen = Screen(json="--json" in argv, verbose="--verbose" in argv)
-    # So that ending a run from outside ends its children and leaves its files as Ctrl-C does.
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # So that ending a run from outside, or closing its terminal, does what Ctrl-C does: children end, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup has set another
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, signal.default_int_handler)
     try:
         # Help and version are the only words that cyclopts itself prints, and they end like this.
         _app(argv, table, screen)(argv, exit_on_error=False, print_error=False, result_action="return_value")

@@ -72,7 +72,7 @@ def options_from(stage: Stage, values: Mapping[str, Any]) -> StageOptions:
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"{flag(item.field)} {item.message}" for item in problems(error, model)]
+        lines = [f"{flag(item.field) if item.field else stage.name} {item.message}" for item in problems(error, model)]
         raise UsageError("\n".join(lines), f"see: {PROGRAM} {stage.name} --help") from error
 
 

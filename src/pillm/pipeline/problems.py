@@ -33,7 +33,10 @@ _WORDS = {
 
 
 class Problem(NamedTuple):
-    """A field of an options model, the index in it where it is a list, and what is wrong with it."""
+    """A field of an options model, the index in it where it is a list, and what is wrong with it.
+
+    `field` is empty where what is wrong lies between several fields.
+    """
 
     field: str
     index: int | None
@@ -61,6 +64,8 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             hint = did_you_mean(str(item["input"]), choices)
             message = f"must be one of {', '.join(choices)}, not {_shown(item['input'])}{hint}"
             found.append(Problem(field, index, message))
+        elif kind in ("value_error", "assertion_error"):
+            found.append(Problem(field, index, str(context.get("error", item["msg"]))))
         else:
             words = _WORDS.get(kind, item["msg"]).format(**context)
             found.append(Problem(field, index, f"{words}, not {_shown(item['input'])}"))

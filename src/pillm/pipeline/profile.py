@@ -303,7 +303,7 @@ class _Reader:
         if typed := self.typed.get((step, option)):
             self.findings.append(Finding(file=typed, code=code, message=message, hint=hint))
         else:
-            place: Place = ("stages", step, option) if index is None else ("stages", step, option, index)
+            place: Place = ("stages", step, *([option] if option else []), *([] if index is None else [index]))
             self._wrong(place, code, message, hint)
 
 
