@@ -144,7 +144,18 @@ def run(tmp_path) -> Run:
 
 @pytest.fixture
 def whole(run) -> Run:
-    """A run with every stage that the page tells of."""
+    """A run with every stage that the page tells of, for a test to change."""
+    return filled(run)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> str:
+    """The page of such a run, as it is."""
+    return filled(Run(tmp_path_factory.mktemp("run"))).page()
+
+
+def filled(run: Run) -> Run:
+    """Every stage that the page tells of."""
     line = {
         "id": "1",
         "messages": [{"role": "user", "content": "x"}],
@@ -153,6 +164,7 @@ def whole(run) -> Run:
         "source": "s",
     }
     data = run.put("label/labelled.jsonl", json.dumps(line).encode() + b"\n")
+    run.stage("label", "label", labelled=data)
     run.evaluate("before", 1, [])
     loss = b"".join(b'{"step": %d, "loss": %f, "validation_loss": 1.0}\n' % (step, 3 / step) for step in range(1, 40))
     run.stage("train", "train", {"data": data}, log=run.put("train/training.jsonl", loss))
@@ -162,6 +174,9 @@ def whole(run) -> Run:
         "quantize", "quantize", gguf=made, report=run.put("quantize/quantize.json", msgspec.json.encode(QUANTIZED))
     )
     run.evaluate("evaluate", 9, CLOSENESS)
+    # Inputs are named as the stage got them: from the folder that the run was started in.
+    elsewhere = msgspec.structs.replace(data, path="runs/x/label/labelled.jsonl")
+    run.stage("again", "label", {"prompts": elsewhere})
     run.stage("bench", "bench", report=run.put("bench/bench.json", msgspec.json.encode(BENCH)))
     run.write()
     return run
@@ -204,9 +219,8 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def test_the_page_needs_nothing_else(whole):
-    text = whole.page()
-    page = Page(text)
+def test_the_page_needs_nothing_else(page):
+    text, page = page, Page(page)
     assert not page.open
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
@@ -218,14 +232,13 @@ def test_the_page_needs_nothing_else(whole):
     assert "@import" not in style
 
 
-def test_text_from_the_data_stays_text(whole):
-    page = whole.page()
+def test_text_from_the_data_stays_text(page):
     assert "<script" not in page
     assert HOSTILE in Page(page).text
 
 
-def test_ids_are_unique_and_links_lead_somewhere(whole):
-    page = Page(whole.page())
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    page = Page(page)
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert not [name for name, count in Counter(ids).items() if count > 1]
     for attributes in page.all("a") + page.all("use"):
@@ -234,8 +247,8 @@ def test_ids_are_unique_and_links_lead_somewhere(whole):
         assert target[1:] in ids
 
 
-def test_tables_and_plots_can_be_read_aloud(whole):
-    page = Page(whole.page())
+def test_tables_and_plots_can_be_read_aloud(page):
+    page = Page(page)
     assert len(page.all("table")) == len(page.all("caption")) >= 6
     assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
     drawn = [attributes for attributes in page.all("svg") if attributes.get("class") == "plot"]
@@ -254,8 +267,8 @@ def test_the_headline_gives_before_and_after_with_intervals_and_the_hash(whole):
     assert "Apache-2.0" in text
 
 
-def test_the_truth_about_the_file_s_tensors_is_told(whole):
-    text = Page(whole.page()).text.replace("\u202f", " ")
+def test_the_truth_about_the_file_s_tensors_is_told(page):
+    text = Page(page).text.replace("\u202f", " ")
     assert "90 % of this Q4_K_M file is not in the types that the recipe asks for" in text
     assert "Q4_K Q5_0 3 90.0 rows of 576" in text
     assert "Q8_0 144.8 8.50 0 % 0.0039 0.018 96 %" in text
@@ -263,15 +276,50 @@ def test_the_truth_about_the_file_s_tensors_is_told(whole):
     assert "KL divergence 0.00031 nats per token" in text
 
 
-def test_every_predicted_speed_stands_with_its_label(whole):
+def test_datasets_are_told_once_with_their_licences_and_uses(page):
+    text = Page(page).text
+    assert text.count("labelled.jsonl used by") == 1
+    assert "labelled.jsonl used by train, again Records 1 Licence CC0-1.0 (1)" in text
+
+
+def test_a_dataset_that_changed_since_is_told_by_name_and_hash_alone(whole):
+    (whole.folder / "label/labelled.jsonl").write_text('{"id": "other", "messages": [], "license": "secret"}\n')
     text = Page(whole.page()).text
+    assert "labelled.jsonl used by train, again sha256" in text
+    assert "CC0-1.0" not in text
+
+
+def test_a_shipped_dataset_is_told_by_its_reference(run):
+    from pillm.core import shipped
+
+    path = shipped.data_path("dataset:home-assistant/smoke")
+    run.stage(
+        "label", "label", {"prompts": msgspec.structs.replace(artifact_of(path), path="dataset:home-assistant/smoke")}
+    )
+    run.write()
+    text = Page(run.page()).text
+    assert "dataset:home-assistant/smoke used by label Records 40" in text
+
+
+def test_models_that_the_run_made_are_not_among_those_it_took(whole):
+    made = artifact_of(whole.folder / "quantize/model-Q4_K_M.gguf")
+    own = manifest.ModelUsed("runs/x/quantize/model.gguf", f"sha256:{made.sha256}")
+    whole.stages[-1] = msgspec.structs.replace(whole.stages[-1], models={"model": own})
+    whole.write()
+    text = Page(whole.page()).text
+    assert "runs/x/quantize/model.gguf" not in text
+    assert "pkg:some-model" in text
+
+
+def test_every_predicted_speed_stands_with_its_label(page):
+    text = Page(page).text
     assert text.count("predicted, not measured") >= 3
     assert "Raspberry Pi 4, 1 GB" in text
     assert "smaller than every published model" in text
 
 
-def test_right_and_wrong_answers_are_shown_beside_the_untouched_model_s(whole):
-    text = Page(whole.page()).text
+def test_right_and_wrong_answers_are_shown_beside_the_untouched_model_s(page):
+    text = Page(page).text
     assert "set_timer(minutes=0)" in text
     assert "called nothing" in text
 

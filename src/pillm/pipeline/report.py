@@ -18,6 +18,7 @@ from pillm.core.errors import writing
 from pillm.core.events import Emit, Made
 from pillm.devices import LABEL
 from pillm.evaluate.report import Call, Rate, Scores
+from pillm.pipeline.manifest import ModelUsed
 from pillm.pipeline.report_facts import Facts, gather
 
 NAME = "report.html"
@@ -127,9 +128,7 @@ def _context(facts: Facts) -> dict[str, Any]:
         "has_validation": any(step.validation_loss is not None for step in facts.loss),
         "context": facts.after.context if facts.after else 2048,
         "request": Markup(json.dumps(_REQUEST, ensure_ascii=False)),  # noqa: S704  constant, holds no markup
-        "models": {
-            used.reference: used for record in facts.manifest.stages for used in record.models.values()
-        }.values(),
+        "models": _models(facts),
         "total_seconds": sum(record.seconds for record in facts.manifest.stages),
     }
     context["sections"] = _sections(context)
@@ -167,6 +166,14 @@ def _measures(facts: Facts) -> list[tuple[str, Rate | None, Rate | None]]:
         if facts.after
     ]
     return [row for row in rows if row[1] or row[2]]
+
+
+def _models(facts: Facts) -> list[ModelUsed]:
+    """The models that came from outside, each once; those that the run made itself are told elsewhere."""
+    stages = facts.manifest.stages
+    made = {artifact.sha256 for record in stages for artifact in record.outputs.values()}
+    used = {model.identity: model for record in stages for model in record.models.values()}
+    return [model for identity, model in used.items() if not any(sha256 in identity for sha256 in made)]
 
 
 def _files(facts: Facts) -> list[FileRow]:
@@ -302,6 +309,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "interval": _interval,
     "size": _size,
     "number": _number,
+    "figures": lambda value: f"{value:.2g}",
     "duration": _duration,
     "call": _call,
     "shorten": _shorten,

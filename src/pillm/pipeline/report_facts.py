@@ -12,8 +12,8 @@ import msgspec
 from pillm import devices
 from pillm.bench import report as bench_report
 from pillm.bench.report import Bench
-from pillm.core import jsonl
-from pillm.core.artifacts import Artifact
+from pillm.core import jsonl, shipped
+from pillm.core.artifacts import Artifact, sha256_file
 from pillm.core.errors import PillmError, UsageError
 from pillm.core.records import Record
 from pillm.devices import Prediction
@@ -46,6 +46,7 @@ class LossStep(msgspec.Struct, frozen=True):
 class DataFacts(msgspec.Struct, frozen=True):
     """A dataset: counts of its records by what their lines say."""
 
+    name: str
     use: str
     file: Artifact
     records: int | None
@@ -184,28 +185,38 @@ def _spread(answers: list[Answer], key: Callable[[Answer], tuple[str, str]], cou
 
 def _data(run_dir: Path, told: RunManifest) -> Iterator[DataFacts]:
     """The datasets that stages read, each once, with what it was used for."""
+    made = {artifact.sha256: run_dir / artifact.path for record in told.stages for artifact in record.outputs.values()}
     uses: dict[str, tuple[Artifact, list[str]]] = {}
     for record in told.stages:
         for artifact in record.inputs.values():
-            if artifact.path.endswith(".jsonl"):
-                _, stages = uses.setdefault(artifact.sha256, (artifact, []))
-                if record.stage not in stages:
-                    stages.append(record.stage)
-    for artifact, stages in uses.values():
-        path = run_dir / artifact.path
+            if artifact.path.endswith(".jsonl") or artifact.path.startswith(shipped.PREFIX):
+                _, steps = uses.setdefault(artifact.sha256, (artifact, []))
+                if record.id not in steps:
+                    steps.append(record.id)
+    for artifact, steps in uses.values():
         counts: dict[str, Counter[str]] = {"locale": Counter(), "license": Counter(), "source": Counter()}
-        readable = path.is_file() and path.stat().st_size <= _MAX_DATA_BYTES
-        if readable:
-            for _, item in jsonl.scan(path):
-                if isinstance(item, Record):
-                    for name, counter in counts.items():
-                        counter[getattr(item, name) or "not said"] += 1
+        path = _there(artifact, made)
+        for _, item in jsonl.scan(path) if path else ():
+            if isinstance(item, Record):
+                for name, counter in counts.items():
+                    counter[getattr(item, name) or "not said"] += 1
         yield DataFacts(
-            ", ".join(stages),
+            artifact.path if artifact.path.startswith(shipped.PREFIX) else Path(artifact.path).name,
+            ", ".join(steps),
             artifact,
-            counts["locale"].total() if readable else None,
+            counts["locale"].total() if path else None,
             *(_most(counter) for counter in counts.values()),
         )
+
+
+def _there(artifact: Artifact, made: dict[str, Path]) -> Path | None:
+    """Where a dataset lies, if it is not too big to read and still what the stage read."""
+    try:
+        path = made.get(artifact.sha256) or shipped.data_path(artifact.path)
+        same = path.is_file() and path.stat().st_size <= _MAX_DATA_BYTES and sha256_file(path) == artifact.sha256
+    except (PillmError, OSError):
+        return None
+    return path if same else None
 
 
 def _most(counter: Counter[str], shown: int = 6) -> dict[str, int]:
