@@ -101,7 +101,7 @@ def test_a_server_that_dies_under_a_request_is_named(tools: LlamaCpp, smollm2_gg
             kill_server(server)
             ask(server)
 
-    with pytest.raises(PillmError, match="llama-server on .* ran out of memory") as caught:
+    with pytest.raises(PillmError, match=r"llama-server on .* ran out of memory") as caught:
         work()
     assert isinstance(caught.value.__cause__, httpx.HTTPError)
     Path(caught.value.hint.rpartition("its log is ")[2]).unlink()

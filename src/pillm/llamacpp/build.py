@@ -22,6 +22,7 @@ _NEEDED_BYTES = 500 * 2**20
 _BYTES_A_JOB = 1.2 * 2**30  # g++ on the server's largest file peaks at about 1 GB
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
 _NO_COMPILER = (
+    "Could not find the compiler specified in the environment variable",
     "No CMAKE_CXX_COMPILER could be found",
     "No CMAKE_C_COMPILER could be found",
     "is not a full path to an existing compiler tool",

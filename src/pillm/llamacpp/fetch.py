@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,7 +20,7 @@ from pillm.llamacpp import pin
 
 _INSIDE = PurePosixPath("vendor/llama.cpp")
 _NO_NETWORK = (
-    "NewConnectionError", "ConnectTimeoutError", "Connection refused", "Network is unreachable", "ProxyError",
+    "Could not fetch URL", "NewConnectionError", "ConnectTimeoutError", "Connection refused", "Network is unreachable", "ProxyError",
     "Temporary failure in name resolution", "Name or service not known", "ReadTimeoutError", "Read timed out",
     "Connection reset", "SSLError", "Connection aborted", "Connection broken", "IncompleteRead", "HTTPError",
 )  # fmt: skip
@@ -53,7 +55,8 @@ def _download(folder: Path, log: Path, emit: Emit) -> Path:
     requirement = f"{pin.DISTRIBUTION}=={pin.RELEASE}"
     argv = (
         sys.executable, "-m", "pip", "download", "--no-input", "--disable-pip-version-check", "--progress-bar", "off",
-        "--no-deps", "--no-binary", pin.DISTRIBUTION, "--dest", str(folder / "sdist"), requirement,
+        # Without -vv, pip keeps to itself why an index gave nothing.
+        "-vv", "--no-deps", "--no-binary", pin.DISTRIBUTION, "--dest", str(folder / "sdist"), requirement,
     )  # fmt: skip
     # pip's own temporary files count as progress, and belong where there is room for them.
     scratch = folder / "tmp"
@@ -81,11 +84,11 @@ def _poll(process: subprocess.Popen[bytes]) -> int | None:
 def _arrived(folder: Path) -> int:
     """Bytes of the archive so far. Files vanish while pip moves them."""
     largest = 0
-    for path in folder.rglob("*.tar.gz"):
-        try:
-            largest = max(largest, path.stat().st_size)
-        except OSError:
-            continue
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".tar.gz"):
+                with contextlib.suppress(OSError):
+                    largest = max(largest, (Path(place) / name).stat().st_size)
     return min(largest, pin.SDIST_BYTES)
 
 
