@@ -105,11 +105,19 @@ def test_kill_9_in_training_goes_on_to_the_same_files(run, tiny_student, dialogu
         assert artifact_of(resumed.outputs[name]).sha256 == artifact_of(path).sha256, name
 
 
+def _stopped_after_two_steps(event):
+    if isinstance(event, Metric) and event.name == "loss" and event.step == 3:
+        raise KeyboardInterrupt
+
+
 def test_a_checkpoint_of_other_options_is_not_used(run, tiny_student, dialogues_file, tmp_path):
-    run(_options(tiny_student, dialogues_file, tmp_path, max_steps=2), silent)
+    with pytest.raises(KeyboardInterrupt):
+        run(_options(tiny_student, dialogues_file, tmp_path, checkpoint_every=0), _stopped_after_two_steps)
+    assert (tmp_path / "checkpoint" / "state.pt").is_file()
     events = []
-    run(_options(tiny_student, dialogues_file, tmp_path, max_steps=3), events.append)
+    run(_options(tiny_student, dialogues_file, tmp_path, checkpoint_every=0, seed=7), events.append)
     assert any(isinstance(e, Log) and "starts anew" in e.message for e in events)
+    assert not (tmp_path / "checkpoint").exists(), "a finished training needs no checkpoint"
 
 
 def test_a_torn_checkpoint_is_said_and_not_used(run, tiny_student, dialogues_file, tmp_path):

@@ -16,12 +16,14 @@ from pillm.core.command import Command
 from pillm.core.errors import MissingError
 
 _PR_SET_PDEATHSIG = 1
+# Loaded here, since loading a library between fork and exec can deadlock beside other threads.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _die_with_parent() -> None:
     """Ask Linux to kill this child when the thread that started it ends, however it ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -160,6 +161,8 @@ def _publish(
         write_atomic(outputs["log"], b"".join(msgspec.json.encode(step) + b"\n" for step in log))
         write_atomic(outputs["report"], msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     emit(Progress("merging", 1, 1, "models"))
+    # Gigabytes for a full training, and of no more use.
+    shutil.rmtree(out / loop.CHECKPOINT, ignore_errors=True)
     for name, path in outputs.items():
         emit(Made(name, artifact_of(path)))
     return outputs
