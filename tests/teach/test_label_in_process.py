@@ -5,6 +5,7 @@ Not covered here: GPUs, and a model that really does not fit in memory (the erro
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from pathlib import Path
@@ -38,13 +39,24 @@ def answers(teacher, asks, batch_size: int) -> dict[str, Reply]:
     return got
 
 
-@pytest.fixture(scope="module")
-def teacher(smollm2_gguf):
-    return in_process.load(smollm2_gguf, "model", silent)
+@functools.cache
+def load_once(path: Path, template: str) -> in_process.Teacher:
+    """Reading the GGUF file takes transformers 16 CPU seconds."""
+    return in_process.load(path, template, silent)
+
+
+@pytest.fixture
+def teacher(smollm2_gguf) -> in_process.Teacher:
+    return load_once(smollm2_gguf, "model")
 
 
 @pytest.mark.model
-def test_the_whole_stage_labels_in_process_and_shows_no_bars_of_others(smollm2_gguf, dataset, rows, tmp_path, capfd):
+def test_the_whole_stage_labels_in_process_and_shows_no_bars_of_others(
+    smollm2_gguf, dataset, rows, tmp_path, capfd, monkeypatch
+):
+    # Nothing is imitated here: the first test in this file really loads the model.
+    loaded = load_once(smollm2_gguf, "model")
+    monkeypatch.setattr(in_process, "load", lambda path, template, emit: loaded)
     path = dataset("Name a colour.", "What is the capital of France? Answer in one word.", "Say hi.")
     options = LabelOptions(
         prompts=path, teacher=str(smollm2_gguf), backend="transformers", out=tmp_path / "out", max_tokens=8, attempts=1

@@ -14,6 +14,7 @@ import msgspec
 
 from pillm.core.errors import NetworkError, PillmError, UsageError
 from pillm.core.events import Emit
+from pillm.llamacpp import gguf_file
 from pillm.models import refs
 from pillm.models.chat import load_template
 from pillm.teach.ask import Backend
@@ -68,6 +69,11 @@ def choose(options: LabelOptions, emit: Emit) -> Teacher:
         raise UsageError(
             f"{options.teacher}: llama-server needs a GGUF file",
             "use --backend transformers, or convert it: pillm export",
+        )
+    # llama-server would go on with a template of its own choice.
+    if is_gguf and not gguf_file.describe(path).chat_template and options.chat_template == "model":
+        raise UsageError(
+            f"{path}: this model has no chat template, so it cannot be asked", "give one with --chat-template"
         )
     if options.backend == "llama-server" or (options.backend == "auto" and is_gguf):
         settings["context"] = options.context
