@@ -124,7 +124,9 @@ def test_too_little_text_skips_the_closeness_and_says_so(tools, smollm2_gguf, tm
 @pytest.mark.model
 def test_a_gate_fails_after_the_report_is_published(tools, smollm2_gguf, data, tmp_path):
     with pytest.raises(GateError, match=r"50\.0%, lower than the 75\.0%") as error:
-        stage.run(options(smollm2_gguf, data, tmp_path / "out", limit=3, min_exact_match=0.75), silent)
+        stage.run(
+            options(smollm2_gguf, data, tmp_path / "out", limit=3, min_exact_match=0.75, chunk_tokens=4096), silent
+        )
     assert "answers.jsonl" in error.value.hint
     assert load(tmp_path / "out/quality.json").overall.exact_match.value == 0.5
 
@@ -137,13 +139,13 @@ def test_answers_of_a_killed_run_are_not_asked_again(tools, smollm2_gguf, data, 
         # The run ends between the answers and the rest, as a kill would end it.
         broken.setattr(stage.closeness, "measure", _stop)
         with pytest.raises(_Stopped):
-            stage.run(options(smollm2_gguf, data, out), silent)
+            stage.run(options(smollm2_gguf, data, out, limit=2, chunk_tokens=4096), silent)
     assert (out / JOURNAL).is_file()
     assert not (out / "quality.json").exists()
     # An answer that the model would not give shows whether it was asked again.
     journal = (out / JOURNAL).read_text()
     (out / JOURNAL).write_text(journal.replace('"minutes":5', '"minutes":55'))
-    stage.run(options(smollm2_gguf, data, out), silent)
+    stage.run(options(smollm2_gguf, data, out, limit=2, chunk_tokens=4096), silent)
     kept = load_answers(out / "answers.jsonl")[0]
     assert kept.got.calls[0].arguments == {"minutes": 55}
 
