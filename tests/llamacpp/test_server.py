@@ -115,7 +115,6 @@ def kill_server(server: Server) -> None:
     own = [child for child in psutil.Process().children() if str(port) in child.cmdline()]
     assert len(own) == 1
     own[0].kill()
-    own[0].wait()
 
 
 def test_an_error_of_the_caller_passes_through(tools: LlamaCpp, smollm2_gguf: Path) -> None:

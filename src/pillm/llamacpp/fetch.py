@@ -101,9 +101,9 @@ def _diagnosis(log: Path, requirement: str) -> PillmError:
             f"{log.parent.parent}: the disk is full while fetching llama.cpp",
             "free about 2 GB, or set PILLM_CACHE to a folder on another disk",
         )
-    if any(sign in text for sign in _NO_NETWORK):
+    if unreached := next((line for line in text.splitlines() if any(sign in line for sign in _NO_NETWORK)), ""):
         return NetworkError(
-            f"the package index was not reached: {said}",
+            f"the package index was not reached: {unreached.strip()[:300]}",
             f"check the network and pip's index settings (pip config list), then run again; the log is {log}",
         )
     if "No matching distribution found" in text:

@@ -21,7 +21,8 @@ QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
 
 # `0.00.026.546 E srv    load_model: text`: seconds, level, component.
 _PREFIX = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ )?(?:([EWIDT]) )?")
-_SIGN = re.compile(r"\berror|\bfail|not |unable|unknown|invalid|terminate|exception|assert|illegal", re.IGNORECASE)
+_STRONG = re.compile(r"\berror\b|exception|failed to|requires|terminate|assert|illegal|abort", re.IGNORECASE)
+_WEAK = re.compile(r"not |unable|unknown|invalid|missing|fail", re.IGNORECASE)
 _VAGUE = re.compile(
     r"^(?:\w+\s+)?\w+\s*: (?:failed to load model|exiting due to|error: unable to load model|cleaning up)"
     r"|failed to (?:quantize|load) model|main : failed to init|fit params to free device memory",
@@ -31,21 +32,27 @@ _VAGUE = re.compile(
 
 def telling_line(text: str) -> str:
     """The line of a tool's output that says most of why it failed: the first error that is not a consequence."""
-    errors, signs, last = [], [], ""
+    errors: list[str] = []
+    strong: list[str] = []
+    weak: list[str] = []
+    last = ""
     for line in text.splitlines():
         prefix = _PREFIX.match(line)
+        level = prefix[1] if prefix else None
         bare = line[prefix.end() :].strip() if prefix else line.strip()
         if not bare:
             continue
         last = bare
-        if prefix and prefix[1] == "E":
+        if level == "E":
             errors.append(bare)
-        elif _SIGN.search(bare) and (not prefix or prefix[1] is None):
-            signs.append(bare)
-    for group in (errors, signs):
+        elif level is None and _STRONG.search(bare):
+            strong.append(bare)
+        elif level is None and _WEAK.search(bare):
+            weak.append(bare)
+    for group in (errors, strong, weak):
         if clear := [line for line in group if not _VAGUE.search(line)]:
             return clear[0]
-    return (errors or signs or [last or "it said nothing"])[0]
+    return (errors or strong or weak or [last or "it said nothing"])[0]
 
 
 def _last_line(text: str) -> str:
