@@ -102,7 +102,8 @@ def _compile(tree: Path, log: Path, emit: Emit) -> None:
 
     memory = int(psutil.virtual_memory().available // _BYTES_A_JOB)
     jobs = max(1, min(os.cpu_count() or 1, memory))
-    argv = (str(_program("cmake")), "--build", str(tree), "--parallel", str(jobs), "--target", *pin.TOOLS)
+    # Not through `cmake --build`: if we are killed, our child dies with us, but not the child's child.
+    argv = (str(_program("ninja")), "-C", str(tree), "-j", str(jobs), *pin.TOOLS)
     if run(Command(argv, _environment()), log=log, on_line=step):
         raise _diagnosis(log, "llama.cpp cannot be built")
 
