@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pillm.core import jsonl
@@ -99,6 +101,34 @@ def test_a_model_without_a_chat_template_is_refused(smollm2_gguf, dataset, tmp_p
     bare.write_bytes(Path(smollm2_gguf).read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_tomplate", 1))
     with pytest.raises(UsageError, match="no chat template"):
         run(LabelOptions(prompts=dataset("a"), teacher=str(bare), out=tmp_path / "out"), silent)
+
+
+def test_a_server_that_dies_under_us_is_said_so_and_the_answers_are_kept(tools, smollm2_gguf, dataset, tmp_path):
+    texts = [f"Is {number} an odd number?" for number in range(12)]
+    path = dataset(*(
+        {"id": text, "messages": [{"role": "user", "content": text}], "response_schema": YES_NO} for text in texts
+    ))  # fmt: skip
+    options = LabelOptions(
+        prompts=path, teacher=str(smollm2_gguf), out=tmp_path / "out", context=256, concurrency=1, attempts=1
+    )
+    book = tmp_path / "out" / journal.NAME
+
+    def assassin() -> None:
+        while not (book.exists() and book.stat().st_size):
+            time.sleep(0.002)
+        for child in psutil.Process().children():
+            if "llama-server" in child.name():
+                child.send_signal(signal.SIGABRT)
+
+    thread = threading.Thread(target=assassin)
+    thread.start()
+    with pytest.raises(PillmError, match=r"llama-server on .*\.gguf"):
+        run(options, silent)
+    thread.join()
+    kept = book.read_bytes().count(b"\n")
+    assert 0 < kept < 12
+    metrics = run(options, silent).metrics
+    assert (metrics["labelled"], metrics["reused"]) == (12, kept)
 
 
 class Counting:

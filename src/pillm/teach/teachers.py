@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from pillm.core.errors import NetworkError, PillmError, UsageError
+from pillm.core.errors import UsageError
 from pillm.core.events import Emit
 from pillm.llamacpp import gguf_file
 from pillm.models import refs
@@ -119,10 +119,7 @@ def _own_server(options: LabelOptions, path: Path, emit: Emit) -> Iterator[Hired
         )
         counts = Counts()
         name = options.model_name or path.stem
-        try:
-            yield Hired(backend(endpoint, name, counts, emit), counts, knows_tools(endpoint))
-        except NetworkError as error:
-            raise PillmError(f"llama-server failed: {error.message}", f"its log is {server.log}") from error
+        yield Hired(backend(endpoint, name, counts, emit), counts, knows_tools(endpoint))
 
 
 @contextlib.contextmanager
