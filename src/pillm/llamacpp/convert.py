@@ -16,6 +16,7 @@ from pillm.llamacpp.tool import watch
 
 _TENSORS = re.compile(r"hf-to-gguf:(\S+),\s+torch\.")
 _WRITTEN = re.compile(r"Writing:\s+(\d+)%")
+_UNKNOWN_TOKENIZER = "pre-tokenizer was not recognized"
 _UNSUPPORTED = re.compile(r"Model (\S+) is not supported")
 
 
@@ -33,7 +34,7 @@ def convert(
     `name` is the model's name in the file; without it the converter derives one from the folder's.
 
     The file is written in place: give a temporary name and publish it when it is checked.
-    Raises UsageError (no such model, architecture that llama.cpp does not know), MissingError (no torch,
+    Raises UsageError (no such model, architecture or tokenizer that llama.cpp does not know), MissingError (no torch,
     no converter), ResourceError (disk), PillmError.
     """
     if not (folder / "config.json").is_file():
@@ -66,6 +67,11 @@ def convert(
                 raise UsageError(
                     f"{folder}: llama.cpp's converter does not know the architecture {match[1]}",
                     "choose a student that llama.cpp runs",
+                ) from error
+            if _UNKNOWN_TOKENIZER in error.message:
+                raise UsageError(
+                    f"{folder}: llama.cpp's converter does not know this tokenizer",
+                    f"export with the tokenizer of the base model, unchanged but for added tokens; {error.hint}",
                 ) from error
             raise
     if not target.is_file():

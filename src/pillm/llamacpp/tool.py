@@ -32,6 +32,8 @@ _VAGUE = re.compile(
 
 def telling_line(text: str) -> str:
     """The line of a tool's output that says most of why it failed: the first error that is not a consequence."""
+    if "Traceback (most recent call last):" in text:
+        return text.strip().splitlines()[-1]
     errors: list[str] = []
     strong: list[str] = []
     weak: list[str] = []
