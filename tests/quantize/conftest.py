@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,9 @@ def f16(tools: LlamaCpp, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.mktemp("f16") / "smollm2-f16.gguf"
     call(tools, "llama-quantize", ["--allow-requantize", str(smollm2_gguf), str(path), "F16"])
     return path
+
+
+@pytest.fixture(autouse=True)
+def logs_stay_with_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tool that fails leaves its log in the temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("logs")))

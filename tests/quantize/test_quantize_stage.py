@@ -209,7 +209,6 @@ def test_a_failure_keeps_the_file_that_was_there(f16: Path, tmp_path: Path) -> N
     target.parent.mkdir()
     target.write_bytes(b"the old one")
     tools = fake_quantize(tmp_path / "bin", 'head -c 1000 "$1" > "$2"; echo "error: no luck"; exit 1')
-    with pytest.raises(PillmError, match="error: no luck") as caught:
+    with pytest.raises(PillmError, match="error: no luck"):
         quantize(tools, f16, target, "Q8_0")
     assert target.read_bytes() == b"the old one"
-    Path(caught.value.hint.rpartition("its log is ")[2]).unlink()

@@ -65,9 +65,8 @@ def test_every_type_without_an_importance_matrix_works_or_is_known_to_need_one(
     tools: LlamaCpp, even: Path, tmp_path: Path, kind: str
 ) -> None:
     if kind in NEEDS_IMATRIX:
-        with pytest.raises(PillmError, match="requires an i") as caught:
+        with pytest.raises(PillmError, match="requires an i"):
             call(tools, "llama-quantize", [str(even), str(tmp_path / "small.gguf"), kind])
-        Path(caught.value.hint.rpartition("its log is ")[2]).unlink()
         return
     made = quantize(tools, even, tmp_path / "small.gguf", kind)
     assert made.fallbacks == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from pillm.core.artifacts import PARTIAL, artifact_of, clear_partials, publish, write_atomic
+from pillm.core.artifacts import PARTIAL, artifact_of, clear_partials, publish, sha256_file, write_atomic
 from pillm.core.errors import GateError, UsageError, writing
 from pillm.core.events import Emit, Log, Made
 from pillm.core.stage import Result
@@ -15,7 +15,7 @@ from pillm.export import source
 from pillm.export.options import ExportOptions
 from pillm.export.report import Export
 from pillm.llamacpp.convert import convert
-from pillm.llamacpp.gguf_file import GgufFile, describe
+from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp, ensure
 
 
@@ -90,22 +90,16 @@ def _check(tools: LlamaCpp, written: Path, options: ExportOptions, scratch: Path
         logits=logits,
         failures=tuple(failures),
         llamacpp=tools.version,
-        **_facts(gguf, options),
+        file=written.name,
+        sha256=sha256_file(written),
+        bytes=gguf.bytes,
+        dtype=options.dtype,
+        architecture=gguf.architecture,
+        name=gguf.name,
+        parameters=gguf.parameters,
+        vocabulary=gguf.vocabulary,
+        context_length=gguf.context_length,
     )
-
-
-def _facts(gguf: GgufFile, options: ExportOptions) -> dict[str, object]:
-    return {
-        "file": gguf.path.name,
-        "sha256": artifact_of(gguf.path).sha256,
-        "bytes": gguf.bytes,
-        "dtype": options.dtype,
-        "architecture": gguf.architecture,
-        "name": gguf.name,
-        "parameters": gguf.parameters,
-        "vocabulary": gguf.vocabulary,
-        "context_length": gguf.context_length,
-    }
 
 
 def _metrics(report: Export) -> dict[str, float | int | str | bool | None]:

@@ -11,8 +11,9 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -63,21 +64,11 @@ def serve(
         raise UsageError(f"{chat_template}: there is no such file", "check the path of the chat template")
     handle, name = tempfile.mkstemp(prefix="llama-server-", suffix=".log")
     log = Path(name)
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(os.fdopen(handle, "wb"))
-        for attempt in range(3):
-            port = _free_port()
-            command, key = _command(tools, model, port, context, parallel, threads, chat_template, extra)
-            attempt_stack = stack.enter_context(contextlib.ExitStack())
-            process = attempt_stack.enter_context(child(command, stdout=sink, stderr=subprocess.STDOUT))
-            if _wait(process, port, model.name, emit):
-                break
-            attempt_stack.close()
-            text = log.read_text("utf-8", "replace")
-            # Another program may have taken the port between our look and the server's bind.
-            if attempt == 2 or not _PORT_TAKEN.search(text):
-                raise failure(f"llama-server on {model}", process.returncode, text, log)
-            sink.truncate(0)
+
+    def command(port: int) -> tuple[Command, str]:
+        return _command(tools, model, port, context, parallel, threads, chat_template, extra)
+
+    with os.fdopen(handle, "wb") as sink, _started(command, model, log, sink, emit) as (process, port, key):
         try:
             yield Server(f"http://{HOST}:{port}/v1", key, log)
         except Exception as error:
@@ -90,6 +81,25 @@ def serve(
                 log.unlink(missing_ok=True)
         if (code := process.poll()) is not None:
             raise failure(f"llama-server on {model}", code, log.read_text("utf-8", "replace"), log)
+
+
+@contextlib.contextmanager
+def _started(
+    command_for: Callable[[int], tuple[Command, str]], model: Path, log: Path, sink: IO[bytes], emit: Emit
+) -> Iterator[tuple[subprocess.Popen[bytes], int, str]]:
+    """A server that answers, its port and its key. Tries other ports if one is taken under its nose."""
+    for attempts_left in (2, 1, 0):
+        port = _free_port()
+        command, key = command_for(port)
+        with child(command, stdout=sink, stderr=subprocess.STDOUT) as process:
+            if _wait(process, port, model.name, emit):
+                yield process, port, key
+                return
+        text = log.read_text("utf-8", "replace")
+        # Another program may have taken the port between our look and the server's bind.
+        if not attempts_left or not _PORT_TAKEN.search(text):
+            raise failure(f"llama-server on {model}", process.returncode, text, log)
+        sink.truncate(0)
 
 
 def _ended(process: subprocess.Popen[bytes]) -> int | None:
