@@ -66,7 +66,8 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     torch.manual_seed(options.seed)
     attention.use(model)
     if options.method == "lora":
-        model = student.add_lora(model, options.rank, options.alpha, options.lora_dropout)
+        with _quiet():
+            model = student.add_lora(model, options.rank, options.alpha, options.lora_dropout)
     masters = loop.set_arithmetic(model, settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
