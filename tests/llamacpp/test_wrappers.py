@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pillm.core.errors import MissingError, PillmError, UsageError
+from pillm.core.errors import MissingError, PillmError, ResourceError, UsageError
 from pillm.core.events import Event, Progress
 from pillm.llamacpp import logits, perplexity
 from pillm.llamacpp.bench import bench
@@ -147,6 +147,18 @@ def test_a_text_too_short_for_an_importance_matrix_is_told(tools: LlamaCpp, f16:
     with pytest.raises(PillmError, match="need at least"):
         imatrix(tools, f16, short, tmp_path / "imatrix.gguf", context=64, chunks=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt"]
+
+
+def test_logits_and_matrices_that_find_no_room_are_told(
+    tools: LlamaCpp, f16: Path, text_file: Path, small_disk: Path
+) -> None:
+    with pytest.raises(ResourceError, match="disk is full"):
+        perplexity.perplexity(tools, f16, text_file, context=64, chunks=2, save_logits=small_disk / "logits.bin")
+    (small_disk / "logits.bin").unlink()
+    (small_disk / "ballast").write_bytes(bytes(800_000))
+    with pytest.raises(ResourceError, match="disk is full"):
+        imatrix(tools, f16, text_file, small_disk / "imatrix.gguf", context=64, chunks=1)
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
 
 
 def test_bench_tells_each_test(tools: LlamaCpp, smollm2_gguf: Path) -> None:

@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from pillm.core.errors import PillmError
+from pillm.core.errors import PillmError, ResourceError
+from pillm.core.events import Event
 from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
 from pillm.llamacpp.quantize import NEEDS_IMATRIX, quantize
@@ -86,3 +87,21 @@ def test_fallbacks_are_those_in_the_file(
     for each in made.fallbacks:
         assert (types[each.tensor], each.block) == (each.got, 256)
         assert each.columns % 256
+
+
+def test_a_disk_that_fills_is_told_and_nothing_is_left(tools: LlamaCpp, even: Path, small_disk: Path) -> None:
+    with pytest.raises(ResourceError, match="disk is full"):
+        quantize(tools, even, small_disk / "small.gguf", "Q8_0")
+    assert list(small_disk.iterdir()) == []
+
+
+def test_an_interrupt_ends_the_tool_and_leaves_nothing(tools: LlamaCpp, even: Path, tmp_path: Path) -> None:
+    import psutil
+
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(tools, even, tmp_path / "small.gguf", "IQ4_XS", emit=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    assert psutil.Process().children() == []

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 from pillm.core.artifacts import PARTIAL, publish
-from pillm.core.errors import PillmError, writing
+from pillm.core.errors import PillmError, ResourceError, UsageError, writing
 from pillm.core.events import Emit, Progress, silent
 from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
-from pillm.llamacpp.tool import call, telling_line
+from pillm.llamacpp.tool import call, no_room, telling_line
 
 _CHUNK = re.compile(r"\[(\d+)\]")
 _CHUNKS = "imatrix.chunk_count"
@@ -56,8 +56,13 @@ def imatrix(
             ]  # fmt: skip
             said = call(tools, "llama-imatrix", arguments, cwd=folder, on_output=told)
             written = folder / target.name
-            if not written.is_file():
-                raise PillmError(f"llama-imatrix wrote nothing: {telling_line(said)}", "give more or longer dialogues")
-            done = int(describe(written).metadata.get(_CHUNKS, 0))
+            try:
+                done = int(describe(written).metadata.get(_CHUNKS, 0))
+            except UsageError as error:
+                if no_room(folder):
+                    raise ResourceError(f"{target}: the disk is full", "free some space, then run again") from error
+                raise PillmError(
+                    f"llama-imatrix wrote no whole file: {telling_line(said)}", "give more or longer dialogues"
+                ) from error
             publish(written, target)
     return done

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import msgspec
 
-from pillm.core.errors import PillmError, UsageError
+from pillm.core.errors import PillmError, ResourceError, UsageError
 from pillm.core.events import Emit, Progress, silent
 from pillm.llamacpp import logits as logits_file
 from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
-from pillm.llamacpp.tool import call, telling_line
+from pillm.llamacpp.tool import call, no_room, telling_line
 
 _CHUNK = re.compile(r"\[(\d+)\]-?[\dn]")
 _ROW = re.compile(r"^\s*(\d+)\s.*±", re.MULTILINE)
@@ -95,8 +95,20 @@ def perplexity(
         raise UsageError(f"{text}: {telling_line(said)}", "give more text, or a smaller context")
     if not final or not math.isfinite(float(final[1])):
         raise PillmError(f"{model}: llama-perplexity gives no number: {final[0] if final else telling_line(said)}")
+    if save_logits:
+        _check_saved(save_logits)
     done = int(_CHUNK.findall(said)[-1])
     return Perplexity(float(final[1]), float(final[2]), done, done * logits_file.measured(context))
+
+
+def _check_saved(path: Path) -> None:
+    """llama-perplexity goes on, and ends well, if it cannot write."""
+    try:
+        logits_file.read_header(path)
+    except UsageError as error:
+        if no_room(path.parent):
+            raise ResourceError(f"{path}: the disk is full", "free some space, or measure fewer chunks") from error
+        raise PillmError(f"llama-perplexity saved no whole logits: {error.message}") from error
 
 
 def kl_divergence(

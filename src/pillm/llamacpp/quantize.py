@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 
 from pillm.core.artifacts import PARTIAL, publish
-from pillm.core.errors import GateError, UsageError, writing
+from pillm.core.errors import GateError, ResourceError, UsageError, writing
 from pillm.core.events import Emit, Progress, silent
 from pillm.llamacpp.gguf_file import GgufFile, describe
 from pillm.llamacpp.install import LlamaCpp
-from pillm.llamacpp.tool import call
+from pillm.llamacpp.tool import call, no_room
 
 NEEDS_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S"})
 """Types that llama-quantize refuses, for some of their tensors, without an importance matrix."""
@@ -83,7 +83,12 @@ def quantize(
                 arguments = ["--imatrix", "imatrix.gguf", *arguments]
             said = call(tools, "llama-quantize", arguments, cwd=folder, on_output=told)
             written = folder / target.name
-            after = _check(before, written, target)
+            try:
+                after = _check(before, written, target)
+            except GateError as error:
+                if no_room(folder):
+                    raise ResourceError(f"{target}: the disk is full", "free some space, then run again") from error
+                raise
             publish(written, target)
     fallbacks = tuple(
         Fallback(tensor, wanted.upper(), got.upper(), int(columns), int(block))

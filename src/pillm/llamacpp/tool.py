@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,6 +19,8 @@ from pillm.llamacpp.install import LlamaCpp
 
 QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
 """Worker threads that sleep between operations: on a busy machine spinning ones cost a multiple of the time."""
+
+_NO_ROOM_BYTES = 2**20
 
 # `0.00.026.546 E srv    load_model: text`: seconds, level, component.
 _PREFIX = re.compile(r"^(?:\d+\.\d+\.\d+\.\d+ )?(?:([EWIDT]) )?")
@@ -107,16 +110,21 @@ def watch(
         text = log.read_text("utf-8", "replace")
         if process.returncode:
             kept = True
-            raise failure(name, process.returncode, text, log)
+            raise failure(name, process.returncode, text, log, Path(command.cwd) if command.cwd else None)
         return text
     finally:
         if not kept:
             log.unlink(missing_ok=True)
 
 
-def failure(name: str, code: int, text: str, log: Path) -> PillmError:
-    """The error for a tool that ended with `code` (negative: a signal)."""
-    if "No space left on device" in text or "Disk quota exceeded" in text:
+def no_room(folder: Path) -> bool:
+    """Whether the disk is full. llama.cpp's tools do not say, and some end as if all were well."""
+    return shutil.disk_usage(folder).free < _NO_ROOM_BYTES
+
+
+def failure(name: str, code: int, text: str, log: Path, folder: Path | None = None) -> PillmError:
+    """The error for a tool that ended with `code` (negative: a signal); `folder` is where it wrote."""
+    if "No space left on device" in text or "Disk quota exceeded" in text or (folder and no_room(folder)):
         return ResourceError(f"{name}: the disk is full", f"free some space, then run again; its log is {log}")
     if code == -9 or "std::bad_alloc" in text or "failed to allocate" in text:
         return ResourceError(f"{name} ran out of memory", f"use a smaller model or a shorter context; its log is {log}")
