@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from pillm.core.events import silent
+from pillm.core.process import SHORT_SPIN
+
+for _name, _value in SHORT_SPIN.items():
+    os.environ.setdefault(_name, _value)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ from collections import Counter
 
 import msgspec
 
-from pillm.bench.host import cores, host
+from pillm.bench.host import host
 from pillm.bench.options import BenchOptions
 from pillm.bench.report import Bench, Model, Speed, best
 from pillm.core.artifacts import artifact_of, clear_partials, sha256_file, write_atomic
 from pillm.core.errors import UsageError, writing
 from pillm.core.events import Emit, Log, Made
+from pillm.core.host import cores
 from pillm.core.stage import MetricValue, Result
 from pillm.devices import ModelNumbers, kv_bytes_per_token
 from pillm.llamacpp.bench import BenchTest, bench

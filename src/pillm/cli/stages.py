@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pillm.cli.screen import Screen, figure
 from pillm.core import shipped
 from pillm.core.options import InputFile, ModelReference, StageOptions, marks
+from pillm.core.process import SHORT_SPIN
 from pillm.models.redact import redact
 from pillm.pipeline.pipeline_ops import build, flag, is_list, is_switch, negative, options_from, positional
 from pillm.pipeline.problems import bounds, literals
@@ -117,6 +119,8 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _run(stage: Stage, options: StageOptions, screen: Screen) -> None:
+    for name, value in SHORT_SPIN.items():
+        os.environ.setdefault(name, value)
     with screen.results_only():
         result = stage.run(options, screen.emit)
         screen.finish(dict(result.metrics))

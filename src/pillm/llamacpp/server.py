@@ -20,10 +20,10 @@ import msgspec
 from pillm.core.command import Command
 from pillm.core.errors import UsageError
 from pillm.core.events import Emit, Log, Progress, silent
-from pillm.core.process import child
+from pillm.core.process import SHORT_SPIN, child
 from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp
-from pillm.llamacpp.tool import QUIET_THREADS, failure
+from pillm.llamacpp.tool import failure
 
 HOST = "127.0.0.1"
 _START_SECONDS = 600.0
@@ -133,7 +133,7 @@ def _command(
     if chat_template:
         argv += ["--chat-template-file", str(chat_template)]
     # In the environment, other users' `ps` does not show the key.
-    return Command((*argv, *extra), {"LLAMA_API_KEY": key, **QUIET_THREADS}), key
+    return Command((*argv, *extra), {"LLAMA_API_KEY": key, **SHORT_SPIN}), key
 
 
 def _free_port() -> int:

@@ -14,11 +14,8 @@ from pathlib import Path
 
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, ResourceError
-from pillm.core.process import child
+from pillm.core.process import SHORT_SPIN, child
 from pillm.llamacpp.install import LlamaCpp
-
-QUIET_THREADS = {"OMP_WAIT_POLICY": "passive"}
-"""Worker threads that sleep between operations: on a busy machine spinning ones cost a multiple of the time."""
 
 _NO_ROOM_BYTES = 2**20
 
@@ -82,7 +79,7 @@ def call(
     Raises ResourceError (disk full, killed for memory) or PillmError with the line that says why and
     the log's path; the log of a run that went well is deleted.
     """
-    command = Command((str(tools.tool(name)), *arguments), QUIET_THREADS, str(cwd) if cwd else None)
+    command = Command((str(tools.tool(name)), *arguments), SHORT_SPIN, str(cwd) if cwd else None)
     return watch(command, name, on_output, stdout)
 
 

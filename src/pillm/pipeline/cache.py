@@ -25,11 +25,12 @@ from pillm import __version__
 from pillm.core import shipped
 from pillm.core.artifacts import Artifact, sha256_file, write_atomic
 from pillm.core.events import Emit
+from pillm.core.host import cpu_name
 from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, marks
 from pillm.models.hashing import content_sha256
 from pillm.models.redact import redact
 from pillm.models.refs import identity
-from pillm.pipeline.manifest import ModelUsed, StageRecord, cpu_name
+from pillm.pipeline.manifest import ModelUsed, StageRecord
 from pillm.pipeline.stages import Stage
 
 RECORD = "stage.json"

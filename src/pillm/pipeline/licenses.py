@@ -38,10 +38,10 @@ def _of_distribution(name: str) -> str:
     if known := KNOWN.get(name):
         return known.license
     try:
-        told = metadata.metadata(name)
+        told = dict(metadata.metadata(name).json)
     except metadata.PackageNotFoundError:
         return ""
-    return told.get("License-Expression") or told.get("License") or ""
+    return str(told.get("license_expression") or told.get("license") or "")
 
 
 def _of_path(path: Path) -> str:

@@ -7,7 +7,6 @@ environment variables and no secrets: options name the variable of a key, never 
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 from pillm import __version__
 from pillm.core.artifacts import Artifact, write_atomic
 from pillm.core.errors import UsageError, writing
+from pillm.core.host import cores, cpu_name
 from pillm.core.stage import MetricValue
 
 FORMAT = 1
@@ -106,22 +106,8 @@ def hardware() -> Hardware:
     """The machine we are on. Cores are those that this process may use."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     system = f"{platform.system()} {platform.release()}"
-    return Hardware(cpu_name(), cores, psutil.virtual_memory().total, system, platform.machine(), gpu_name())
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel tells it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    fields: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    return fields.get("model name") or fields.get("Model") or platform.processor() or platform.machine()
+    return Hardware(cpu_name(), cores(), psutil.virtual_memory().total, system, platform.machine(), gpu_name())
 
 
 def gpu_name() -> str:

@@ -33,13 +33,13 @@ _WORDS = {
 
 
 class Problem(NamedTuple):
-    """A field of an options model, the index in it where it is a list, and what is wrong with it.
+    """A field of an options model, the element of it where it is a list, and what is wrong with it.
 
     `field` is empty where what is wrong lies between several fields.
     """
 
     field: str
-    index: int | None
+    element: int | None
     message: str
     missing: bool = False
     unknown: bool = False

@@ -204,7 +204,7 @@ class _Reader:
         except ValidationError as error:
             for item in problems(error, model):
                 code = "missing-option" if item.missing else "unknown-option" if item.unknown else "wrong-value"
-                self._wrong_option(step, item.field, code, item.message, item.index)
+                self._wrong_option(step, item.field, code, item.message, item.element)
         needs: dict[str, Reference] = {}
         takes = {*marks(model, InputFile), *marks(model, ModelReference)}
         for option, value in section.items():

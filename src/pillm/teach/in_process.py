@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import struct
 import time
@@ -74,9 +73,6 @@ def load(path: Path, chat_template: str, emit: Emit) -> Teacher:
     `chat_template` is "model" for the model's own, a shipped template's name or a Jinja file. Raises
     UsageError (no model, no template) or MissingError (the extra is not installed).
     """
-    # Read when torch is loaded. With the default, worker threads spin between operations: measured on a busy
-    # machine with 2 cores, 8 tokens took 18 s instead of 2.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import torch
         import transformers

@@ -38,21 +38,20 @@ def pack_attention(
 
     `pieces` are the bounds of the shared beginning and of each continuation: [0, P, e1, e2, ..., L].
     """
-    shared = pieces[1]
     groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    # One split, and not a slice a piece: the gradient of a slice is a tensor of the whole length.
+    lengths = [end - start for start, end in itertools.pairwise(pieces)]
+    keys, values = (repeat_kv(tensor, groups).split(lengths, dim=2) for tensor in (key, value))
+    shared = lengths[0]
     results: list[torch.Tensor] = []
-    for number, (start, end) in enumerate(itertools.pairwise(pieces)):
-        if start == end:
+    for number, (length, q, k, v) in enumerate(zip(lengths, query.split(lengths, dim=2), keys, values, strict=True)):
+        if not length:
             continue
-        if number == 0 or shared == 0:
-            keys, values, before = key[:, :, start:end], value[:, :, start:end], 0
-        else:
-            keys = torch.cat((key[:, :, :shared], key[:, :, start:end]), dim=2)
-            values = torch.cat((value[:, :, :shared], value[:, :, start:end]), dim=2)
-            before = shared
-        mask = _mask(end - start, before, sliding_window, query.device)
-        results.append(_attend(query[:, :, start:end], keys, values, mask, scaling, dropout))
+        before = shared if number else 0
+        if before:
+            k, v = torch.cat((keys[0], k), dim=2), torch.cat((values[0], v), dim=2)
+        mask = _mask(length, before, sliding_window, q.device)
+        results.append(_attend(q, k, v, mask, scaling, dropout))
     return torch.cat(results, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-import torch.nn.functional as F
 
 from pillm.core.artifacts import atomic_folder
 from pillm.core.errors import PillmError, ResourceError, writing
 from pillm.core.events import Emit, Log, Metric, Progress
 from pillm.train.dialogues import Encoded, Pack, pack, shared_beginnings, tensors
+from pillm.train.head_loss import summed_loss
 from pillm.train.options import TrainOptions
 from pillm.train.settings import Settings
 
@@ -77,13 +77,12 @@ def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> 
 
 
 def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
-    """Summed cross-entropy, in nats, of a pack's learned tokens. Logits are made for those alone."""
+    """Summed cross-entropy, in nats, of a pack's learned tokens. No other logits are made."""
     inputs = tensors(item)
     predict, targets = inputs.pop("predict").to(device), inputs.pop("targets").to(device)
     for name in ("input_ids", "position_ids"):
         inputs[name] = inputs[name].to(device)
-    logits = model(**inputs, logits_to_keep=predict, use_cache=False).logits[0]
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+    return summed_loss(model, inputs, predict, targets)
 
 
 def mean_loss(model: Any, packs: Sequence[Pack], settings: Settings) -> float:

@@ -17,7 +17,13 @@ class TrainOptions(StageOptions):
     student: Annotated[str, ModelReference()] = Field(
         description="Student: hf:org/name@rev, pkg:distribution, folder or .gguf"
     )
-    method: Literal["lora", "full"] = Field("lora", description="What is trained: low-rank adapters, or every weight")
+    method: Literal["lora", "full"] = Field(
+        "lora", description="What is trained: low-rank adapters, or the weights themselves"
+    )
+    embeddings: Literal["freeze", "train"] = Field(
+        "freeze",
+        description="Token embeddings (and the head, where it is the same matrix) in full training; frozen ones save memory and time",
+    )
     rank: int = Field(32, ge=1, le=1024, description="LoRA rank")
     alpha: float = Field(32.0, gt=0, description="LoRA scale: the update is multiplied by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapters")

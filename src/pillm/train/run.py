@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import random
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -35,9 +37,12 @@ except ModuleNotFoundError as error:
         f"training needs {error.name}, which is not installed", "pip install 'pi-llm-optimizer[train]'"
     ) from error
 
+_M_MMAP_THRESHOLD = -3  # from malloc.h
+
 
 def run(options: TrainOptions, emit: Emit) -> Result:
     """Train, merge, and publish `model/`, `training.jsonl` and `train.json` in `options.out`."""
+    _return_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     file = data_path(options.data)
@@ -68,6 +73,9 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     if options.method == "lora":
         with _quiet():
             model = student.add_lora(model, options.rank, options.alpha, options.lora_dropout)
+    elif options.embeddings == "freeze":
+        for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+            part.requires_grad_(False)
     masters = loop.set_arithmetic(model, settings)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -167,6 +175,16 @@ def _publish(
     for name, path in outputs.items():
         emit(Made(name, artifact_of(path)))
     return outputs
+
+
+def _return_memory() -> None:
+    """Have glibc give freed tensors back to the system instead of keeping them in a heap with holes.
+
+    Sequences differ in length, so the holes seldom fit: a full training of 135M parameters grew from
+    4.0 to 4.6 GB in 14 steps, and to 5.7 GB in 100. Below 2 MiB it costs speed (15 % at 1 MiB).
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 2 * 2**20)
 
 
 @contextlib.contextmanager
