@@ -1,6 +1,7 @@
 """Kill a run with SIGKILL at ten random moments, let it end, and compare it with an undisturbed run.
 
     python benchmarks/kill_quickstart.py [--profile quickstart] [--kills 10] [--seed 1] [--out runs/kill-test]
+        [--set train.max_steps=30 ...]
 
 The undisturbed run comes first; its length is what the random moments are spread over. Prints which
 stages were killed, whether every output has the same sha256, and counts the labelled records. Exits 1 if
@@ -23,8 +24,9 @@ from pathlib import Path
 from pillm.pipeline.stages import STAGES
 
 
-def start(profile: str, run_dir: Path) -> subprocess.Popen[bytes]:
+def start(profile: str, run_dir: Path, changes: list[str]) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pillm", "run", profile, f"--run-dir={run_dir}", "--json"]
+    argv += [f"--set={change}" for change in changes]
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
@@ -54,10 +56,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/kill-test"))
+    parser.add_argument("--set", action="append", default=[], metavar="STAGE.OPTION=VALUE")
     given = parser.parse_args()
     whole, killed = given.out / "whole", given.out / "killed"
     started = time.monotonic()
-    if start(given.profile, whole).wait():
+    if start(given.profile, whole, given.set).wait():
         print(f"the undisturbed run failed; see {whole}")
         return 1
     length = time.monotonic() - started
@@ -67,7 +70,7 @@ def main() -> int:
     moments = sorted(rng.uniform(0.01, 0.99) * length for _ in range(given.kills))
     worked = 0.0
     for number, moment in enumerate(moments, 1):
-        process = start(given.profile, killed)
+        process = start(given.profile, killed, given.set)
         try:
             process.wait(max(0.5, moment - worked))
             print(f"kill {number}: the run was done before")
@@ -76,7 +79,7 @@ def main() -> int:
             process.wait()
             print(f"kill {number}: after {moment:.0f} s of work, in {stage_of(killed)}", flush=True)
         worked = moment
-    if start(given.profile, killed).wait():
+    if start(given.profile, killed, given.set).wait():
         print(f"the killed run does not end; see {killed}")
         return 1
     bad = 0

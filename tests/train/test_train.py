@@ -165,7 +165,7 @@ def test_a_student_without_a_template_needs_one(tiny_student, dialogues_file, ru
     tokens = (bare / "tokenizer.json").read_text().replace("<|im_start|>", "<|other|>")
     (bare / "tokenizer.json").write_text(tokens)
     (bare / "tokenizer_config.json").write_text(json.dumps(config).replace("<|im_start|>", "<|other|>"))
-    with pytest.raises(UsageError, match="chat template is not there"):
+    with pytest.raises(UsageError, match="needs ChatML tokens"):
         run(_options(bare, dialogues_file, tmp_path / "out2"), silent)
 
 

@@ -30,7 +30,9 @@ from pillm.core.paths import cache_dir
 def tell(error: BaseException, argv: Sequence[str], screen: Screen) -> int:
     """Show an error on the screen; returns the exit code. A bug gets a log file instead of a traceback."""
     if isinstance(error, KeyboardInterrupt):
-        return screen.fail("stopped", "the same command goes on from here", EXIT_INTERRUPTED)
+        forced = any(word.startswith("--from") for word in argv)
+        again = "the same command without --from" if forced else "the same command"
+        return screen.fail("stopped", f"{again} goes on from here", EXIT_INTERRUPTED)
     known = _known(error, argv)
     if known:
         found = known.findings if isinstance(known, FindingsError | ProfileError) else ()

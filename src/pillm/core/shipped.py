@@ -15,6 +15,14 @@ def root() -> Path:
     return Path(str(resources.files("pillm"))) / "data" / "shipped"
 
 
+def shown(reference: Path | str) -> str:
+    """What a result says of the data it was made from: a shipped dataset's reference, or the file's name alone.
+
+    A path would make the same result differ from one run's folder to the next.
+    """
+    return str(reference) if str(reference).startswith(PREFIX) else Path(reference).name
+
+
 def data_path(reference: Path | str) -> Path:
     """The file that a path or a `dataset:NAME/SPLIT` reference means. Raises UsageError with what there is."""
     text = str(reference)

@@ -13,7 +13,7 @@ from pillm.core import jsonl
 from pillm.core.artifacts import artifact_of, clear_partials, sha256_file, write_atomic
 from pillm.core.errors import GateError, UsageError, writing
 from pillm.core.events import Emit, Log, Made
-from pillm.core.shipped import data_path
+from pillm.core.shipped import data_path, shown
 from pillm.core.stage import MetricValue, Result
 from pillm.evaluate import closeness
 from pillm.evaluate.ask import ask_all
@@ -67,7 +67,7 @@ def run(options: EvaluateOptions, emit: Emit) -> Result:
         rows, told = closeness.measure(tools, model, text, options, emit)
         report = Quality(
             model=measured,
-            data=str(options.data),
+            data=shown(options.data),
             data_sha256=sha256_file(data),
             records=len(records),
             asked=len(asked),

@@ -151,7 +151,7 @@ def _chunks(tools: LlamaCpp, gguf: GgufFile, tokenizer: Any, text: str, tokens: 
 
 
 def _load_model(folder: Path, parameters: int) -> Any:
-    """In float32, which rounds nothing, where memory allows; else as it is stored."""
+    """In float32, which rounds nothing, where the machine's memory allows; else as it is stored."""
     import psutil
     import torch
     from transformers import AutoModelForCausalLM
@@ -159,7 +159,7 @@ def _load_model(folder: Path, parameters: int) -> Any:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    roomy = 4 * parameters < 0.6 * psutil.virtual_memory().available
+    roomy = 4 * parameters < 0.5 * psutil.virtual_memory().total
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if roomy else "auto", local_files_only=True

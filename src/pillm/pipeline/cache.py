@@ -37,7 +37,7 @@ RECORD = "stage.json"
 STARTED = ".key"
 """Names the inputs that the files in a stage's folder are being made from, before the stage is done."""
 
-_SHARED_ROOMS = ("core", "models", "llamacpp")
+_SHARED_ROOMS = ("core", "models", "llamacpp", "devices")
 
 
 class Key(NamedTuple):

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -34,7 +35,6 @@ _CPU_FLAGS = {
     "i8mm": "faster prefill (arm64)",
 }
 _HUB = "https://huggingface.co"
-_INDEX = "https://index.invalid/simple/pip/"
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -171,13 +171,24 @@ def _hub_token() -> Check:
     return Check("hub token", "note", "no", "only gated models need one: run hf auth login, or set HF_TOKEN")
 
 
+def _index() -> str:
+    """The package index that pip is set to use."""
+    asked = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.index-url"], capture_output=True, text=True
+    )
+    default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    if address := os.environ.get("PIP_INDEX_URL") or asked.stdout.strip():
+        return address
+    return subprocess.run([sys.executable, "-c", default], capture_output=True, text=True).stdout.strip()
+
+
 def _network() -> Iterator[Check]:
     import httpx
 
-    for name, address in (("package index", _INDEX), ("hub", os.environ.get("HF_ENDPOINT", _HUB))):
+    for name, address in (("package index", _index()), ("hub", os.environ.get("HF_ENDPOINT", _HUB))):
         try:
             answer = httpx.head(address, timeout=10, follow_redirects=True)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             yield Check(
                 name, "missing", f"no answer ({type(error).__name__})", "check the network, or a proxy's settings"
             )

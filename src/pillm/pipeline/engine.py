@@ -28,6 +28,7 @@ from pillm.core.events import Emit, Event, Log, StageEnded, silent
 from pillm.core.options import ModelReference, StageOptions, marks
 from pillm.llamacpp import install, pin
 from pillm.models import refs
+from pillm.models.redact import redact
 from pillm.pipeline import cache, manifest
 from pillm.pipeline.execute import Launch, execute, prepare, started_with
 from pillm.pipeline.journal import Journal
@@ -96,6 +97,7 @@ def run(
             journal.stage = step.id
             _check_needs(step, options)
             _fetch_branches(options, tell)
+            options = _pinned(options)
             key = cache.key_of(step.stage, options, version, tell)
             record = cache.finished(step.stage, options, key.key, tell) if index < first else None
             if record:
@@ -112,7 +114,9 @@ def run(
         page = run_dir / REPORT
         if last + 1 < len(plan.steps):
             return Outcome(run_dir, tuple(records), tuple(ran), None)
-        if report and (ran or not page.is_file()):
+        # A run that was stopped before its page leaves that of an earlier one.
+        stale = page.is_file() and page.stat().st_mtime_ns < (run_dir / manifest.NAME).stat().st_mtime_ns
+        if report and (ran or stale or not page.is_file()):
             page = report(run_dir, tell)
         if ran:
             # Files that had just been written were hashed but not remembered; now they have settled.
@@ -213,6 +217,16 @@ def _fetch_branches(options: StageOptions, tell: Emit) -> None:
                 refs.resolve(value, tell)
 
 
+def _pinned(options: StageOptions) -> StageOptions:
+    """The options with branches as the commits that the cache key names, so that a stage cannot get another one."""
+    commits = {
+        name: refs.identity(value)
+        for name in marks(type(options), ModelReference)
+        if (value := getattr(options, name)) and isinstance(refs.parse(value), refs.HubRef)
+    }
+    return options.model_copy(update=commits) if commits else options
+
+
 def _write_manifest(plan: Plan, run_dir: Path, records: list[StageRecord], version: str, *, again: bool) -> None:
     """Write the manifest after something ran, or where it does not tell of the same steps."""
     with contextlib.suppress(UsageError):
@@ -227,7 +241,7 @@ def _write_manifest(plan: Plan, run_dir: Path, records: list[StageRecord], versi
             description=plan.description,
             profile=str(plan.path),
             profile_sha256=plan.sha256,
-            overrides=plan.overrides,
+            overrides=tuple(map(redact, plan.overrides)),
             versions=manifest.versions(version),
             hardware=manifest.hardware(),
             stages=tuple(records),

@@ -102,8 +102,8 @@ def gather(run_dir: Path) -> Facts:
     first, before = None, None
     for record in _all(told, "evaluate")[:-1]:
         found = read(record, "report", quality_report.load)
-        # Only the same questions can be compared.
-        if found and after and found.data_sha256 == after.data_sha256:
+        # Only the same questions, asked the same way, can be compared.
+        if found and after and _terms(found) == _terms(after):
             first, before = record, found
             break
     right, wrong = _samples(
@@ -141,6 +141,10 @@ def _all(told: RunManifest, stage: str) -> list[StageRecord]:
 def _last(told: RunManifest, stage: str) -> StageRecord | None:
     records = _all(told, stage)
     return records[-1] if records else None
+
+
+def _terms(quality: quality_report.Quality) -> tuple[object, ...]:
+    return quality.data_sha256, quality.max_tokens, quality.context
 
 
 def _loader(kind: type[T]) -> Callable[[Path], T]:

@@ -10,6 +10,7 @@ import msgspec
 from pillm.core.artifacts import PARTIAL, artifact_of, atomic_folder, clear_partials, sha256_file, write_atomic
 from pillm.core.errors import UsageError, writing
 from pillm.core.events import Emit, Log, Made
+from pillm.core.shipped import shown
 from pillm.core.stage import Result
 from pillm.llamacpp import quantize as tool
 from pillm.llamacpp.gguf_file import FLOAT_TYPES, GgufFile, describe
@@ -89,7 +90,7 @@ def _imatrix(tools: LlamaCpp, source: GgufFile, options: QuantizeOptions, emit: 
         )  # fmt: skip
     if done < options.imatrix_chunks:
         emit(Log(f"the dialogues have text for {done} of {options.imatrix_chunks} chunks", "warning"))
-    return Imatrix(IMATRIX, str(options.imatrix_data), done, context, read.dialogues, read.chat_template)
+    return Imatrix(IMATRIX, shown(options.imatrix_data), done, context, read.dialogues, read.chat_template)
 
 
 def _facts(made: tool.Quantized, name: str, kind: str) -> QuantizedFile:

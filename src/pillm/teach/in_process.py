@@ -290,7 +290,10 @@ def parse(text: str, tools: Set[str]) -> tuple[str, tuple[Call, ...]]:
     calls = [_call(body) for body in _CALL.findall(text)]
     if calls:
         # What is no JSON stays a call, so that the answer is rejected for its arguments.
-        return _CALL.sub("", text).strip(), tuple(calls)
+        rest = _CALL.sub("", text).strip()
+        return rest, (*calls, Call("", rest)) if "tool_call>" in rest else tuple(calls)
+    if "<tool_call>" in text:
+        return "", (Call("", text),)
     if text.startswith("{") and (call := _call(text)).name in tools:
         return "", (call,)
     if fenced := _FENCE.match(text):

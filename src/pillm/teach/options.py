@@ -34,7 +34,7 @@ class LabelOptions(StageOptions):
     max_tokens: int = Field(256, ge=1, description="Longest answer", json_schema_extra=unit("tokens"))
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature; 0 takes the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling mass")
-    seed: int = Field(0, ge=0, description="Seed for sampling")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed for sampling")
     batch_size: Annotated[int, NoEffect()] = Field(
         8, ge=1, description="Prompts a batch in process", json_schema_extra=unit("prompts")
     )

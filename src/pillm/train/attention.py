@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from pillm.core.errors import UsageError
+
 NAME = "pillm-pack"
 
 
@@ -38,6 +40,8 @@ def pack_attention(
 
     `pieces` are the bounds of the shared beginning and of each continuation: [0, P, e1, e2, ..., L].
     """
+    if any(more.get(name) is not None for name in ("softcap", "s_aux")):
+        raise UsageError("this student's attention has parts that pillm cannot train", "take another student")
     groups = query.shape[1] // key.shape[1]
     # One split, and not a slice a piece: the gradient of a slice is a tensor of the whole length.
     lengths = [end - start for start, end in itertools.pairwise(pieces)]
@@ -74,6 +78,10 @@ def _mask(length: int, before: int, window: int | None, device: torch.device) ->
 
 
 def use(model: Any) -> None:
-    """Make `model` attend pack by pack; its forward then takes `pieces`."""
+    """Make `model` attend pack by pack; its forward then takes `pieces`. Raises UsageError for what cannot."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        # Such layers would carry one dialogue's state into the next.
+        raise UsageError(f"pillm cannot train students with layers of {', '.join(other)}", "take another student")
     AttentionInterface.register(NAME, pack_attention)
     model.set_attn_implementation(NAME)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import pickle
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import torch
 
-from pillm.core.artifacts import atomic_folder
+from pillm.core.artifacts import atomic_file
 from pillm.core.errors import PillmError, ResourceError, writing
 from pillm.core.events import Emit, Log, Metric, Progress
 from pillm.train.dialogues import Encoded, Pack, pack, shared_beginnings, tensors
@@ -105,7 +106,10 @@ def set_arithmetic(model: Any, settings: Settings) -> dict[str, torch.Tensor]:
         model.to(settings.device)
         return dict(trained)
     masters = {name: p.detach().to(settings.device, copy=True) for name, p in trained.items()}
-    model.to(settings.device, getattr(torch, settings.dtype))
+    model.to(settings.device)
+    for parameter in model.parameters():
+        # Not model.to(dtype): that would round the buffers too, and with the rotary frequencies every position.
+        parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     return masters
 
 
@@ -221,10 +225,12 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "log": msgspec.json.encode(log).decode(),
     }
-    with writing(folder), atomic_folder(folder) as partial:
-        torch.save(state, partial / "state.pt")
+    # A file, since a folder is not replaced in one step.
+    with writing(folder), atomic_file(folder / "state.pt") as file:
+        torch.save(state, file)
 
 
 def _restore(
@@ -235,7 +241,7 @@ def _restore(
         return []
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
         emit(Log(f"{file}: not readable ({error}); training starts anew", "warning"))
         return []
     if state["identity"] != identity:
@@ -245,6 +251,8 @@ def _restore(
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["random"])
+    if state["cuda_random"]:
+        torch.cuda.set_rng_state_all(state["cuda_random"])
     log = msgspec.json.decode(state["log"], type=list[Step])
     emit(Log(f"going on from the checkpoint after step {len(log)}"))
     return log

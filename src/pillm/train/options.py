@@ -75,4 +75,4 @@ class TrainOptions(StageOptions):
     checkpoint_every: Annotated[float, NoEffect()] = Field(
         60.0, ge=0, description="Time between checkpoints", json_schema_extra=unit("s")
     )
-    seed: int = Field(0, ge=0, description="Seed for order, split and initial weights of adapters")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed for order, split and initial weights of adapters")

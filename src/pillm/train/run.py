@@ -50,6 +50,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
         clear_partials(options.out)
+        clear_partials(options.out / loop.CHECKPOINT)
     path = refs.resolve(options.student, emit)
 
     emit(Progress("loading the student", 0, 1, "models"))

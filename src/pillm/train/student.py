@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pillm.core.errors import UsageError
@@ -28,9 +30,10 @@ def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any, torch.dtype]:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32 if where else "auto", attn_implementation="sdpa", **where
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, EOFError, struct.error, SafetensorError) as error:
+        said = str(error).splitlines() or [type(error).__name__]
         raise UsageError(
-            f"{path}: transformers cannot load this model: {str(error).splitlines()[0]}",
+            f"{path}: transformers cannot load this model: {said[0]}",
             "check that the file is whole and its architecture is one that transformers knows",
         ) from error
     if where:
@@ -50,21 +53,23 @@ def _forget_gguf(model: Any) -> None:
 def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: bool) -> ChatTemplate:
     """The template to train in. `auto`: the model's own, unless the data has tools and it knows none.
 
-    Raises UsageError if there is none, or if the shipped one does not fit the tokenizer.
+    Raises UsageError if there is none, or if the shipped one is to be used and does not fit the tokenizer.
     """
     tokens = {"bos_token": str(tokenizer.bos_token or ""), "eos_token": str(tokenizer.eos_token or "")}
     own = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
-    if choice != "auto":
+    if choice not in ("auto", TOOLS_TEMPLATE):
         return ChatTemplate(load_template(choice), **tokens)
-    if own:
+    if own and choice == "auto":
         template = ChatTemplate(own, **tokens)
         if template.knows_tools or not with_tools:
             return template
     vocabulary = tokenizer.get_vocab()
     if "<|im_start|>" not in vocabulary or "<|im_end|>" not in vocabulary:
-        lack = "knows no tools" if own else "is not there"
+        why = (
+            "" if choice != "auto" else "the student's own " + ("knows no tools" if own else "is not there") + ", and "
+        )
         raise UsageError(
-            f"the student's chat template {lack}, and its tokenizer has no ChatML tokens for the shipped one",
+            f"chat template: {why}the shipped {TOOLS_TEMPLATE} needs ChatML tokens, which the student's tokenizer has not",
             "give a template that fits this model: --chat-template FILE.jinja",
         )
     return ChatTemplate(load_template(TOOLS_TEMPLATE), **tokens)
