@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 
 from pillm.core.events import silent
 from pillm.core.process import SHORT_SPIN
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs so; the programs under test would inherit it, and never see Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 for _name, _value in SHORT_SPIN.items():
     os.environ.setdefault(_name, _value)

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.train, pytest.mark.model]
 
 TEMPLATES = {
     "chatml-tools": load_template("chatml-tools"),
+    "zephyr-tools": load_template("zephyr-tools"),
     # The shapes of four common families, written for this test: turns by tags, by headers, with
     # inline brackets, and with a prefix of spaces.
     "zephyr-like": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content or m.tool_calls | tojson }}{{ eos_token }}\n"
@@ -58,6 +59,25 @@ def test_the_models_own_template_without_tools_is_masked_too(smollm2_gguf, token
     item = encode([record], own, tokenizer)[0]
     learned = tokenizer.decode([token for token, mine in zip(item.ids, item.learned, strict=True) if mine])
     assert learned == "Hello!<|im_end|>Yes.<|im_end|>"
+
+
+def test_a_begin_token_that_llama_cpp_adds_is_there_once(tokenizer, dialogues):
+    class Beginning:
+        """A tokenizer that puts its begin token before any text, as Llama's does."""
+
+        bos_token_id = tokenizer.bos_token_id
+
+        def __call__(self, text, add_special_tokens=True):
+            encoded = tokenizer(text, add_special_tokens=False)
+            if add_special_tokens:
+                encoded["input_ids"] = [self.bos_token_id, *encoded.input_ids]
+            return encoded
+
+    for source in ("zephyr-like", "llama3-like"):
+        template = ChatTemplate(TEMPLATES[source], tokenizer.bos_token, tokenizer.eos_token)
+        ids = encode(dialogues[:1], template, Beginning())[0].ids
+        assert ids[0] == tokenizer.bos_token_id
+        assert ids[1] != tokenizer.bos_token_id
 
 
 def test_loss_on_last_marks_the_last_turn_alone(tokenizer, dialogues):

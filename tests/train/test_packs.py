@@ -11,8 +11,9 @@ import torch
 
 from pillm.core.records import Message, Record
 from pillm.models.chat import ChatTemplate, load_template
-from pillm.train import attention, loop, student
-from pillm.train.dialogues import encode, pack, shared_beginnings
+from pillm.train import attention, head_loss, loop, student
+from pillm.train.dialogues import encode, pack, shared_beginnings, tensors
+from pillm.train.settings import Settings
 
 pytestmark = [pytest.mark.train, pytest.mark.model]
 
@@ -80,6 +81,41 @@ def test_a_pack_is_no_longer_than_asked_unless_one_dialogue_is(encoded):
     limit = 250
     for item in pack(encoded, shared_beginnings(encoded), limit, random.Random(0)):
         assert len(item.ids) <= limit or max(item.segment) == 1
+
+
+def test_lengths_are_few(encoded):
+    packs = pack(encoded, shared_beginnings(encoded), 256, random.Random(0))
+    assert all(len(item.ids) % 64 == 0 for item in packs if len(item.ids) <= 256)
+    for item in packs:
+        sizes = Counter(item.segment)
+        assert all(sizes[segment] % 8 == 0 for segment in list(sizes)[1:-1])
+
+
+def test_bfloat16_leaves_the_rotary_frequencies_alone(tiny_student):
+    model, _, _ = student.load(tiny_student, torch.float32)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    loop.set_arithmetic(model, Settings("cpu", "bfloat16", 1e-3, False, {}))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_the_heads_loss_in_chunks_is_that_of_all_logits(tiny_student, encoded):
+    model, _, _ = student.load(tiny_student, torch.float32)
+    attention.use(model)
+    item = pack(encoded, {}, 600)[0]
+    inputs = tensors(item)
+    predict, targets = inputs.pop("predict"), inputs.pop("targets")
+    assert len(targets) > head_loss.CHUNK, "one chunk shows nothing"
+    logits = model(**inputs, logits_to_keep=predict, use_cache=False).logits[0]
+    plain = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    expected = _gradients(model, plain)
+    ours = head_loss.summed_loss(model, inputs, predict, targets)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
+    got = _gradients(model, ours * 0.5)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient * 0.5, rtol=1e-3, atol=1e-4)
 
 
 def test_the_shared_beginning_ends_before_anything_is_learned(encoded):
