@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from pillm.core.errors import UsageError
+from pillm.llamacpp.gguf_file import describe
 from pillm.models.chat import TOOLS_TEMPLATE, ChatTemplate, load_template
 
 
@@ -38,8 +40,20 @@ def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any, torch.dtype]:
         ) from error
     if where:
         _forget_gguf(model)
+        _split_digits(tokenizer, path)
     came_in = model.dtype
     return model.to(dtype), tokenizer, came_in
+
+
+def _split_digits(tokenizer: Any, path: Path) -> None:
+    """Put back a step that transformers leaves out when it reads SmolLM's tokenizer from GGUF: digits stand alone.
+
+    Without it, rare characters that Unicode counts as numbers are split otherwise than llama.cpp splits them.
+    """
+    if describe(path).metadata.get("tokenizer.ggml.pre") == "smollm":
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def _forget_gguf(model: Any) -> None:
