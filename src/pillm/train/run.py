@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import random
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ from pillm.core import jsonl
 from pillm.core.artifacts import artifact_of, atomic_folder, clear_partials, write_atomic
 from pillm.core.errors import MissingError, UsageError, writing
 from pillm.core.events import Emit, Log, Made, Progress
+from pillm.core.options import NoEffect, marks
 from pillm.core.records import Record
 from pillm.core.shipped import data_path
 from pillm.core.stage import Result
@@ -28,6 +31,7 @@ from pillm.train.report import TrainReport
 try:
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     from pillm.train import attention, loop, student
     from pillm.train.dialogues import Encoded, check, encode
@@ -91,6 +95,8 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         emit(Progress("merging", 0, 1, "models"))
         final = student.merged(loop.take_masters(model, masters), path, options.method)
     final.to(came_in)
+    # What changes nothing in the result, or says how much memory is free, would make equal runs differ.
+    unrelated = {*marks(TrainOptions, NoEffect), "gradient_checkpointing"}
     report = TrainReport(
         student=options.student,
         method=options.method,
@@ -108,7 +114,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         last_loss=log[-1].loss,
         first_validation_loss=log[0].validation_loss,
         last_validation_loss=log[-1].validation_loss,
-        hyperparameters=[(n, v, s) for n, v, s in hyperparameters if "free" not in s],
+        hyperparameters=[row for row in hyperparameters if row[0] not in unrelated],
     )
     outputs = _publish(options, final, tokenizer, template, log, report, emit)
     metrics = {
@@ -166,7 +172,7 @@ def _publish(
         with atomic_folder(outputs["model"]) as partial:
             tokenizer.chat_template = template.source
             final.config.name_or_path = ""
-            final.save_pretrained(partial)
+            _save(final, partial)
             tokenizer.save_pretrained(partial)
         write_atomic(outputs["log"], b"".join(msgspec.json.encode(step) + b"\n" for step in log))
         write_atomic(outputs["report"], msgspec.json.format(msgspec.json.encode(report)) + b"\n")
@@ -176,6 +182,16 @@ def _publish(
     for name, path in outputs.items():
         emit(Made(name, artifact_of(path)))
     return outputs
+
+
+def _save(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        # It hides the system's error in its words.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
+        raise
 
 
 def _return_memory() -> None:
