@@ -32,11 +32,11 @@ def start(profile: str, run_dir: Path, changes: list[str]) -> subprocess.Popen[b
 
 def stage_of(run_dir: Path) -> str:
     """The stage that was started last."""
-    names = [
-        event["stage"]
-        for line in (run_dir / "events.jsonl").read_bytes().splitlines()
-        if line.startswith(b'{"event":"stage-started"') and line.endswith(b"}") and (event := json.loads(line))
-    ]
+    names = []
+    for line in (run_dir / "events.jsonl").read_bytes().splitlines():
+        # The last line may be torn.
+        if b"stage-started" in line and line.endswith(b"}"):
+            names.append(json.loads(line)["stage"])
     return names[-1] if names else "-"
 
 
