@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import jsonschema_rs
@@ -17,9 +18,10 @@ from pillm.core.records import FunctionCall, Record
 from pillm.data.home_assistant import compose, material
 from pillm.data.home_assistant.phrasing import OPTIONAL, SLOT, split_lead
 
-SPLITS = ("train", "heldout")
+SPLITS = material.SPLITS
+PAIRS = tuple(combinations(SPLITS, 2))
 MARKERS = ("can't", "cannot", "ne peux pas", "ne peut pas")
-CLOSED = ("unit", "state")  # enums: the same words in both splits by definition
+CLOSED = ("unit", "state")  # enums: the same words in every split by definition
 
 
 @cache
@@ -60,7 +62,7 @@ def words(phrasing: str) -> frozenset[str]:
 
 def test_the_generator_rewrites_the_shipped_files_byte_for_byte(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pillm.data.home_assistant", str(tmp_path)], check=True)
-    for name in ("train", "heldout", "smoke"):
+    for name in (*SPLITS, "smoke"):
         made, there = tmp_path / f"{name}.jsonl", shipped.data_path(f"dataset:home-assistant/{name}")
         assert made.read_bytes() == there.read_bytes(), f"{name} differs: run python -m pillm.data.home_assistant"
 
@@ -75,14 +77,13 @@ def test_the_generator_says_in_one_line_that_its_folder_cannot_be_made(tmp_path:
 
 
 def test_kinds_are_there_in_their_shares() -> None:
-    train, heldout = (Counter(map(kind, dataset(split))) for split in SPLITS)
     unlabelled = [record for record in dataset("train") if record.is_prompt]
-    assert len(dataset("train")) == 2400
-    assert len(dataset("heldout")) == 300
     assert len(unlabelled) == 70
     assert sum(record.response_schema is not None for record in unlabelled) == 20
-    assert not any(record.is_prompt for record in dataset("heldout"))
-    for counts, total in ((train, 2330), (heldout, 300)):
+    assert {split: len(dataset(split)) for split in SPLITS} == {"train": 2400, "development": 300, "heldout": 300}
+    assert not any(record.is_prompt for split in ("development", "heldout") for record in dataset(split))
+    for split, total in (("train", 2330), ("development", 300), ("heldout", 300)):
+        counts = Counter(map(kind, dataset(split)))
         assert 0.70 < counts["call"] / total < 0.74
         assert 0.09 < counts["refuse"] / total < 0.11
         assert 0.09 < counts["ask"] / total < 0.11
@@ -203,23 +204,26 @@ def test_a_phrasing_has_every_required_slot_and_an_ask_lacks_exactly_one(split: 
 def test_there_are_enough_phrasings_and_names_to_learn_from() -> None:
     for locale in material.LOCALES:
         assert min(len(lines.lines()) for lines in material.phrases("train", locale).call.values()) >= 14
-        assert min(len(lines.lines()) for lines in material.phrases("heldout", locale).call.values()) >= 5
+        for split in ("development", "heldout"):
+            assert min(len(lines.lines()) for lines in material.phrases(split, locale).call.values()) >= 5
     real = [name for name in material.items(material.common("train").values["name"]) if "{" not in name]
     assert len(set(real)) >= 150
 
 
-def test_no_held_out_phrasing_is_near_a_training_phrasing() -> None:
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_no_phrasing_is_near_one_of_another_split(one: str, other: str) -> None:
     """Word-set similarity (Jaccard, slots blanked) stays below 0.75 across all locales."""
-    train = {line: words(line) for locale in material.LOCALES for line in phrasings("train", locale)}
+    there = {line: words(line) for locale in material.LOCALES for line in phrasings(one, locale)}
     for locale in material.LOCALES:
-        for line in phrasings("heldout", locale):
+        for line in phrasings(other, locale):
             mine = words(line)
-            for other, theirs in train.items():
-                assert line.casefold() != other.casefold()
-                assert len(mine & theirs) < 0.75 * len(mine | theirs), f"{line!r} is near {other!r}"
+            for near, theirs in there.items():
+                assert line.casefold() != near.casefold()
+                assert len(mine & theirs) < 0.75 * len(mine | theirs), f"{line!r} is near {near!r}"
 
 
-def test_no_value_is_in_both_splits_value_lists() -> None:
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_no_value_is_in_the_value_lists_of_two_splits(one: str, other: str) -> None:
     """Entries that are slots alone are left out: what they stand for is in other lists, and compared there."""
 
     def entries(split: str) -> set[tuple[str, str]]:
@@ -235,13 +239,14 @@ def test_no_value_is_in_both_splits_value_lists() -> None:
                         found.add((name if bare.isdigit() else "", bare))
         return found
 
-    assert entries("train") & entries("heldout") == set()
-    assert not set(material.items(material.common("train").syllables)) & set(
-        material.items(material.common("heldout").syllables)
-    )
+    assert entries(one) & entries(other) == set()
+    mine, theirs = material.common(one), material.common(other)
+    assert not set(material.items(mine.syllables)) & set(material.items(theirs.syllables))
+    assert not set(material.items(mine.letters)) & set(material.items(theirs.letters))
 
 
-def test_no_argument_value_and_no_users_text_is_in_both_splits() -> None:
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_no_argument_value_and_no_users_text_is_in_two_splits(one: str, other: str) -> None:
     def values(split: str) -> set[tuple[str, object]]:
         return {
             (name if isinstance(value, int) else "", f"{value} {function.arguments.get('unit', '')}".casefold())
@@ -254,8 +259,8 @@ def test_no_argument_value_and_no_users_text_is_in_both_splits() -> None:
     def texts(split: str) -> set[str]:
         return {said(record).casefold() for record in dataset(split)}
 
-    assert not values("train") & values("heldout")
-    assert not texts("train") & texts("heldout")
+    assert not values(one) & values(other)
+    assert not texts(one) & texts(other)
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -1,4 +1,4 @@
-"""`python -m pillm.data.home_assistant [FOLDER]`: write train, heldout and smoke, by default over the shipped ones."""
+"""`python -m pillm.data.home_assistant [FOLDER]`: write every split and smoke, by default over the shipped ones."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from pillm.core import jsonl, shipped
 from pillm.core.errors import PillmError
-from pillm.data.home_assistant import compose
+from pillm.data.home_assistant import compose, material
 
 
 def main(folder: Path) -> None:
-    """Write the three files into `folder`. Raises ResourceError or UsageError if it cannot be written."""
-    train = compose.records("train")
-    jsonl.write(folder / "train.jsonl", train)
-    jsonl.write(folder / "heldout.jsonl", compose.records("heldout"))
-    jsonl.write(folder / "smoke.jsonl", compose.smoke(train))
+    """Write the four files into `folder`. Raises ResourceError or UsageError if it cannot be written."""
+    splits = {split: compose.records(split) for split in material.SPLITS}
+    for split, records in splits.items():
+        jsonl.write(folder / f"{split}.jsonl", records)
+    jsonl.write(folder / "smoke.jsonl", compose.smoke(splits["train"]))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ COUNTS: dict[str, dict[str, dict[str, int]]] = {
         "fr-FR": {"call": 504, "refuse": 70, "ask": 70, "result": 35, "chat": 20},
         "fr-CA": {"call": 504, "refuse": 70, "ask": 70, "result": 35, "chat": 20},
     },
+    "development": {
+        "en-US": {"call": 86, "refuse": 12, "ask": 12, "result": 6, "chat": 4},
+        "fr-FR": {"call": 64, "refuse": 9, "ask": 9, "result": 5, "chat": 3},
+        "fr-CA": {"call": 64, "refuse": 9, "ask": 9, "result": 5, "chat": 3},
+    },
     "heldout": {
         "en-US": {"call": 86, "refuse": 12, "ask": 12, "result": 6, "chat": 4},
         "fr-FR": {"call": 64, "refuse": 9, "ask": 9, "result": 5, "chat": 3},
@@ -43,6 +48,9 @@ COUNTS: dict[str, dict[str, dict[str, int]]] = {
     },
 }
 """Records by split, locale and kind; the unlabelled prompts come on top."""
+
+# Development was the held-out split once; it keeps that seed, so that its dialogues are still the same ones.
+SEED_NAMES = {"train": "train", "development": "heldout", "heldout": "heldout-2"}
 
 PREAMBLE, CLOSER, CASUAL, MISSING_TOOL = 0.12, 0.08, 0.2, 0.4
 """Shares: a greeting before, a thank-you after, careless typing; refusals for want of a tool."""
@@ -168,7 +176,7 @@ class _Desk:
 
 
 def _desk(split: str, locale: str) -> _Desk:
-    rng = random.Random(f"{SEED}/{split}/{locale}")  # noqa: S311 - not for secrets
+    rng = random.Random(f"{SEED}/{SEED_NAMES[split]}/{locale}")  # noqa: S311 - not for secrets
     phrases = material.phrases(split, locale)
     draw = drawer(rng, phrases, material.common(split))
     calls = {name: deck(rng, list(enumerate(phrases.call[name].lines()))) for name in TOOLS}
@@ -285,7 +293,7 @@ def _unlabelled() -> Iterator[Record]:
 
 
 def records(split: str) -> list[Record]:
-    """All records of `train` or `heldout`, in their final order, with ids."""
+    """All records of `train`, `development` or `heldout`, in their final order, with ids."""
     made: list[Record] = []
     for locale in material.LOCALES:
         desk = _desk(split, locale)
@@ -293,7 +301,7 @@ def records(split: str) -> list[Record]:
             made += write(desk, COUNTS[split][locale][kind])
     if split == "train":
         made += _unlabelled()
-    rng = random.Random(f"{SEED}/{split}")  # noqa: S311 - not for secrets
+    rng = random.Random(f"{SEED}/{SEED_NAMES[split]}")  # noqa: S311 - not for secrets
     return [
         msgspec.structs.replace(record, id=f"ha-{split}-{number:04}")
         for number, record in enumerate(shuffled(rng, made), 1)

@@ -1,12 +1,12 @@
 """The hand-written material: YAML files beside this module, read into typed structures.
 
     tools.yaml            the system line, the tools, the lists of tools
-    answers/LOCALE.yaml   the assistant's words, shared by both splits
+    answers/LOCALE.yaml   the assistant's words, shared by all splits
     SPLIT/LOCALE.yaml     phrasings and value lists of one split
     SPLIT/common.yaml     value lists that the locales of a split share
     unlabelled.yaml       prompts that a teacher is to answer
 
-The two splits have files of their own, so that nothing can slip from one into the other unseen.
+The splits have files of their own, so that nothing can slip from one into another unseen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 LOCALES = ("en-US", "fr-FR", "fr-CA")
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "development", "heldout")
 Register = Literal["informal", "formal"]
 T = TypeVar("T")
 HERE = Path(__file__).parent
