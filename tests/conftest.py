@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,29 @@ def tools():
     from pillm.llamacpp.install import ensure
 
     return ensure(silent)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, tools: object) -> Path:
+    """The folder of a finished `pillm run smoke`: real artifacts of every stage, of a model that has learned nothing."""
+    run_dir = tmp_path_factory.mktemp("smoke") / "run"
+    argv = [sys.executable, "-m", "pillm", "run", "smoke", f"--run-dir={run_dir}"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert f"report: {run_dir}/report.html" in done.stdout
+    return run_dir
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that not even root can write to: a file system mounted read-only."""
+    mount = tmp_path / "read-only"
+    mount.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", mount]).returncode:
+        pytest.skip("only root can mount a file system")
+    yield mount
+    subprocess.run(["umount", mount], check=True)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from pillm.core.errors import GateError, PillmError, UsageError
 from pillm.core.events import Event, Log, Progress, silent
-from pillm.export import report
+from pillm.export import check, report
 from pillm.export import run as stage
 from pillm.export.options import ExportOptions
 from pillm.llamacpp.convert import convert
@@ -213,6 +213,8 @@ def test_weights_cut_in_half_are_told(small_model: Path, tmp_path: Path) -> None
         stage.run(ExportOptions(model=cut, out=tmp_path / "out"), silent)
     assert "Traceback" not in caught.value.message
     assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(UsageError, match="cut: transformers cannot load this model"):
+        check._load_model(cut, 1)
 
 
 def test_a_full_disk_is_told(small_model: Path, small_disk: Path) -> None:

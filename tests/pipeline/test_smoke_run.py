@@ -27,11 +27,8 @@ def ended(output: str) -> dict[str, str]:
     return {event.stage: event.status for event in told if isinstance(event, events.StageEnded)}
 
 
-def test_a_smoke_run_makes_every_artifact_once(tmp_path: Path, smollm2_gguf: Path, tools: object) -> None:
-    run_dir = tmp_path / "smoke"
-    first = smoke(run_dir)
-    assert first.returncode == 0, first.stderr
-    assert f"report: {run_dir}/report.html" in first.stdout
+def test_a_smoke_run_makes_every_artifact_once(smoke_run: Path) -> None:
+    run_dir = smoke_run
     told = manifest.read(run_dir)
     assert told.complete
     assert [record.id for record in told.stages] == [

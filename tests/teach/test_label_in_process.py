@@ -193,3 +193,20 @@ def test_a_schema_is_shown_to_the_teacher_but_not_stored():
     bare = in_process._with_schema(msgspec.structs.replace(record, messages=record.messages[1:]))
     assert [message.role for message in bare] == ["system", "user"]
     assert record.messages[0].content == "Be kind."
+
+
+@pytest.mark.model
+def test_a_folder_whose_weights_are_cut_is_said_so(smollm2_gguf, tmp_path):
+    import transformers
+
+    folder = tmp_path / "cut"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)
+    tokenizer.save_pretrained(folder)
+    transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                                 num_attention_heads=2)
+    ).save_pretrained(folder)  # fmt: skip
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(UsageError, match="transformers cannot load this model"):
+        in_process.load(folder, "model", silent)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pillm.core.errors import UsageError
+from pillm.core.stage import read_report
 from pillm.devices import ModelNumbers
 
 
@@ -72,9 +72,4 @@ def best(bench: Bench, what: Literal["prefill", "decode"]) -> Speed | None:
 
 def load(path: Path) -> Bench:
     """Read a `bench.json`. Raises UsageError if it is not one."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Bench)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", "run: pillm bench") from error
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{path}: {error}", "make it again with: pillm bench") from error
+    return read_report(path, Bench, "bench")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from pillm.core.errors import UsageError
+
+T = TypeVar("T")
 MetricValue = float | int | str | bool | None
 
 
@@ -14,3 +18,21 @@ class Result(msgspec.Struct, frozen=True):
 
     outputs: dict[str, Path]
     metrics: dict[str, MetricValue] = {}
+
+
+def read_report(path: Path, kind: type[T], stage: str, *, lines: bool = False) -> T:
+    """What `pillm STAGE` published at `path`, as a `kind`; with `lines`, `kind` is a list and each line an item.
+
+    Raises UsageError with the place of what does not fit.
+    """
+    try:
+        content = path.read_bytes()
+        return (
+            msgspec.convert(msgspec.json.Decoder().decode_lines(content), kind)
+            if lines
+            else msgspec.json.decode(content, type=kind)
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})", f"run: pillm {stage}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", f"make it again with: pillm {stage}") from error

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pillm.core.errors import UsageError
+from pillm.core.stage import read_report
 
 Kind = Literal["call", "result", "refuse", "ask", "chat"]
 
@@ -181,18 +181,9 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(path: Path) -> Quality:
     """Read a `quality.json`. Raises UsageError with the place of what does not fit."""
-    return _read(path, msgspec.json.Decoder(Quality).decode)
+    return read_report(path, Quality, "evaluate")
 
 
 def load_answers(path: Path) -> list[Answer]:
     """Read an `answers.jsonl`. Raises UsageError with the place of what does not fit."""
-    return _read(path, msgspec.json.Decoder(Answer).decode_lines)
-
-
-def _read(path: Path, decode: Any) -> Any:
-    try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", "run: pillm evaluate") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}", "make it again with: pillm evaluate") from error
+    return read_report(path, list[Answer], "evaluate", lines=True)

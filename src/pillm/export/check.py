@@ -154,6 +154,7 @@ def _load_model(folder: Path, parameters: int) -> Any:
     """In float32, which rounds nothing, where the machine's memory allows; else as it is stored."""
     import psutil
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -164,7 +165,7 @@ def _load_model(folder: Path, parameters: int) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32 if roomy else "auto", local_files_only=True
         ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"{folder}: transformers cannot load this model: {_first_line(error)}", "save the model again"
         ) from error

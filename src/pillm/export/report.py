@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from pillm.core.errors import UsageError
+from pillm.core.stage import read_report
 
 
 class TokenizerCheck(msgspec.Struct, frozen=True):
@@ -68,9 +68,4 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(path: Path) -> Export:
     """Read an `export.json`. Raises UsageError if it is not one."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Export)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", "run: pillm export") from error
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{path}: {error}", "make it again with: pillm export") from error
+    return read_report(path, Export, "export")

@@ -19,6 +19,7 @@ import msgspec
 from pillm.core.artifacts import clear_partials
 from pillm.core.errors import MissingError, writing
 from pillm.core.events import Emit, Log
+from pillm.core.paths import expanded
 from pillm.llamacpp import pin
 from pillm.llamacpp.build import build
 from pillm.llamacpp.fetch import fetch_source
@@ -50,7 +51,7 @@ def locate() -> LlamaCpp | None:
     `$PILLM_LLAMACPP_DIR` is set and will not do.
     """
     if own := os.environ.get(VARIABLE):
-        return _own(Path(own).expanduser())
+        return _own(expanded(own))
     folder = pin.home() / pin.key() / "bin"
     if all((folder / name).is_file() for name in pin.TOOLS):
         return LlamaCpp(folder, pin.source_dir(), ".".join(map(str, pin.VERSION)) + f" ({pin.COMMIT})")

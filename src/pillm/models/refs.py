@@ -20,6 +20,7 @@ import msgspec
 
 from pillm.core.errors import UsageError
 from pillm.core.events import Emit
+from pillm.core.paths import expanded
 from pillm.models.hashing import content_sha256
 from pillm.models.redact import redact
 
@@ -115,7 +116,7 @@ def resolve(text: str, emit: Emit) -> Path:
 
             return wheel.resolve(ref, emit)
         case PathRef(path):
-            return _resolve_path(Path(path).expanduser())
+            return _resolve_path(expanded(path))
         case ServerRef(url):
             raise UsageError(f"{url}: a server has no weights to read", f"give the weights themselves here: {FORMS}")
 
@@ -140,7 +141,7 @@ def identity(text: str) -> str:
 
             return wheel.identity(ref)
         case PathRef(path):
-            return f"sha256:{content_sha256(_resolve_path(Path(path).expanduser()))}"
+            return f"sha256:{content_sha256(_resolve_path(expanded(path)))}"
         case ServerRef(url):
             return url
 

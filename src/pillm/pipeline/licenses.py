@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pillm.core.errors import PillmError
+from pillm.core.paths import expanded
 from pillm.models import refs
 from pillm.pipeline.yaml_lines import Document
 
@@ -25,7 +26,7 @@ def license_of(reference: str) -> str:
                 commit = hub_cache.cached_commit(ref)
                 return _of_path(hub_cache.snapshot(ref.repo, commit)) if commit else ""
             case refs.PathRef(path=path):
-                return _of_path(Path(path).expanduser())
+                return _of_path(expanded(path))
             case _:
                 return ""
     except PillmError:

@@ -28,6 +28,7 @@ from pillm.core import shipped
 from pillm.core.errors import ProfileError, UsageError
 from pillm.core.findings import Finding
 from pillm.core.options import InputFile, ModelReference, NameOrFile, StageOptions, marks
+from pillm.core.paths import expanded
 from pillm.models import refs
 from pillm.pipeline.problems import did_you_mean, problems
 from pillm.pipeline.stages import STAGES, Stage
@@ -226,7 +227,7 @@ class _Reader:
             return value
         model = stage.options
         here = Path() if (step, option) in self.typed else self.folder
-        path = here / Path(value).expanduser()
+        path = here / expanded(value)
         if option in marks(model, NameOrFile):
             return str(path) if path.is_file() else value
         is_file, is_model = option in marks(model, InputFile), option in marks(model, ModelReference)

@@ -12,6 +12,7 @@ import msgspec
 
 from pillm.core.errors import UsageError
 from pillm.core.options import InputFile, ModelReference, marks
+from pillm.core.paths import expanded
 from pillm.pipeline import profile_schema
 from pillm.pipeline.problems import bounds, did_you_mean, literals
 from pillm.pipeline.profile import VERSION, Step, load
@@ -38,7 +39,7 @@ def folders() -> tuple[Path, ...]:
 
 def find(reference: str) -> Path:
     """The file of a profile that is given as a path or by its name. Raises UsageError with what there is."""
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.suffix in _SUFFIXES or len(path.parts) > 1:
         if path.is_file():
             return path

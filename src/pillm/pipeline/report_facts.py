@@ -14,8 +14,9 @@ from pillm.bench import report as bench_report
 from pillm.bench.report import Bench
 from pillm.core import jsonl, shipped
 from pillm.core.artifacts import Artifact, sha256_file
-from pillm.core.errors import PillmError, UsageError
+from pillm.core.errors import PillmError
 from pillm.core.records import Record
+from pillm.core.stage import read_report
 from pillm.devices import Prediction
 from pillm.evaluate import report as quality_report
 from pillm.evaluate.report import Answer, Quality
@@ -27,6 +28,7 @@ from pillm.quantize import report as quantize_report
 from pillm.quantize.report import Quantize
 from pillm.teach import report as label_report
 from pillm.teach.report import LabelReport
+from pillm.train import report as train_report
 from pillm.train.report import TrainReport
 
 T = TypeVar("T")
@@ -122,7 +124,7 @@ def gather(run_dir: Path) -> Facts:
         samples_wrong=wrong,
         quantize=read(quantized, "report", quantize_report.load),
         export=read(_last(told, "export"), "report", export_report.load),
-        train=read(trained, "report", _loader(TrainReport)),
+        train=read(trained, "report", train_report.load),
         loss=read(trained, "log", _load_loss) or [],
         label=read(_last(told, "label"), "report", label_report.load),
         bench=measured,
@@ -147,23 +149,8 @@ def _terms(quality: quality_report.Quality) -> tuple[object, ...]:
     return quality.data_sha256, quality.max_tokens, quality.context
 
 
-def _loader(kind: type[T]) -> Callable[[Path], T]:
-    """A reader of a JSON file of this type that tells in the tool's words what does not fit."""
-
-    def load(path: Path) -> T:
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=kind)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise UsageError(f"{path}: {error}") from error
-
-    return load
-
-
 def _load_loss(path: Path) -> list[LossStep]:
-    try:
-        return msgspec.json.Decoder(LossStep).decode_lines(path.read_bytes())
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    return read_report(path, list[LossStep], "train", lines=True)
 
 
 def _samples(after: list[Answer], before: list[Answer]) -> tuple[list[Sample], list[Sample]]:

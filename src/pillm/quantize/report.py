@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pillm.core.errors import UsageError
+from pillm.core.stage import read_report
 
 
 class TypeShare(msgspec.Struct, frozen=True):
@@ -76,9 +76,4 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(path: Path) -> Quantize:
     """Read a `quantize.json`. Raises UsageError if it is not one."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Quantize)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})", "run: pillm quantize") from error
-    except msgspec.MsgspecError as error:
-        raise UsageError(f"{path}: {error}", "make it again with: pillm quantize") from error
+    return read_report(path, Quantize, "quantize")

@@ -76,6 +76,7 @@ def load(path: Path, chat_template: str, emit: Emit) -> Teacher:
     try:
         import torch
         import transformers
+        from safetensors import SafetensorError
     except ImportError:
         raise MissingError(
             "the transformers backend needs torch and transformers",
@@ -92,7 +93,7 @@ def load(path: Path, chat_template: str, emit: Emit) -> Teacher:
         with contextlib.redirect_stderr(io.StringIO()):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         if _is_memory(error):
             raise ResourceError(
                 f"{path}: the teacher does not fit in memory", "take a smaller or quantized one"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from pillm.core.errors import UsageError
+from pillm.core.stage import read_report
 
 
 class LabelReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,4 @@ class LabelReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def load(path: Path) -> LabelReport:
     """Read a `label.json`. Raises UsageError if it is not one."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=LabelReport)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise UsageError(f"{path}: not a labelling report ({error})", "run: pillm label") from error
+    return read_report(path, LabelReport, "label")

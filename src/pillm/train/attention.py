@@ -9,6 +9,7 @@ bfloat16 at these sizes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from pillm.core.errors import UsageError
 
@@ -42,10 +42,9 @@ def pack_attention(
     """
     if any(more.get(name) is not None for name in ("softcap", "s_aux")):
         raise UsageError("this student's attention has parts that pillm cannot train", "take another student")
-    groups = query.shape[1] // key.shape[1]
     # One split, and not a slice a piece: the gradient of a slice is a tensor of the whole length.
     lengths = [end - start for start, end in itertools.pairwise(pieces)]
-    keys, values = (repeat_kv(tensor, groups).split(lengths, dim=2) for tensor in (key, value))
+    keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
     shared = lengths[0]
     results: list[torch.Tensor] = []
     for number, (length, q, k, v) in enumerate(zip(lengths, query.split(lengths, dim=2), keys, values, strict=True)):
@@ -54,27 +53,34 @@ def pack_attention(
         before = shared if number else 0
         if before:
             k, v = torch.cat((keys[0], k), dim=2), torch.cat((values[0], v), dim=2)
-        mask = _mask(length, before, sliding_window, q.device)
-        results.append(_attend(q, k, v, mask, scaling, dropout))
+        hidden = _hidden(length, before, sliding_window, q.device)
+        results.append(_attend(q, k, v, hidden, scaling, dropout))
     return torch.cat(results, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scaling: float, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, hidden: torch.Tensor, scaling: float, dropout: float
 ) -> torch.Tensor:
-    """softmax(q k' * scaling) v over the keys that `mask` lets through."""
+    """softmax(q k' * scaling) v over the keys that are not `hidden` [Q, N].
+
+    `query` [1, H, Q, D], `key` and `value` [1, K, N, D] -> [1, H, Q, D]
+    """
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scaling)
-    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~mask, float("-inf"))
-    return F.dropout(F.softmax(scores, -1), dropout) @ value
+        return F.scaled_dot_product_attention(query, key, value, ~hidden, dropout, scale=scaling, enable_gqa=True)
+    heads, length, width = query.shape[1:]
+    # The queries that share a key-value head are rows of one product, so that no key or value is repeated.
+    grouped = (query * scaling).reshape(1, key.shape[1], -1, width)
+    scores = (grouped @ key.transpose(-1, -2)).view(1, heads, length, -1).masked_fill_(hidden, float("-inf"))
+    weights = F.dropout(F.softmax(scores, -1), dropout)
+    return (weights.view(1, key.shape[1], -1, weights.shape[-1]) @ value).view(1, heads, length, width)
 
 
-def _mask(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Which of (before + length) keys each of `length` queries sees: bool [length, before + length]."""
+@functools.lru_cache(256)
+def _hidden(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Which of (before + length) keys each of `length` queries does not see: bool [length, before + length]."""
     at = torch.arange(before, before + length, device=device)[:, None]
     keys = torch.arange(before + length, device=device)[None]
-    mask = keys <= at
-    return mask if window is None else mask & (at - keys < window)
+    return keys > at if window is None else (keys > at) | (at - keys >= window)
 
 
 def use(model: Any) -> None:

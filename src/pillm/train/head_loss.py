@@ -23,19 +23,27 @@ class _HeadLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.float32)
+        # Written to again for every chunk: memory that comes new from the system costs more than the arithmetic.
+        rows = min(CHUNK, len(targets))
+        rounded = hidden.new_empty((rows, len(weight)))
+        exact = rounded if rounded.dtype == torch.float32 else torch.empty_like(rounded, dtype=torch.float32)
         for start in range(0, len(targets), CHUNK):
             part, target = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
-            logits = (part @ weight.T).float()
-            normalizer = logits.logsumexp(-1, keepdim=True)
-            total += (normalizer - logits.gather(-1, target)).sum()
+            narrow, logits = rounded[: len(part)], exact[: len(part)]
+            torch.mm(part, weight.T, out=narrow)
+            if logits is not narrow:
+                logits.copy_(narrow)
+            largest = logits.amax(-1, keepdim=True)
+            total += (largest - logits.gather(-1, target)).sum()
+            mass = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+            total += mass.log().sum()
             if of_hidden is None and of_weight is None:
                 continue
             # d loss / d logits = softmax - one-hot
-            gradient = logits.sub_(normalizer).exp_()
-            gradient.scatter_add_(-1, target, torch.full_like(target, -1, dtype=gradient.dtype))
-            gradient = gradient.to(hidden.dtype)
+            logits.div_(mass).scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
+            gradient = logits if logits is narrow else narrow.copy_(logits)
             if of_hidden is not None:
-                of_hidden[start : start + CHUNK] = gradient @ weight
+                torch.mm(gradient, weight, out=of_hidden[start : start + CHUNK])
             if of_weight is not None:
                 of_weight += gradient.T @ part
         ctx.save_for_backward(of_hidden, of_weight)

@@ -73,6 +73,9 @@ class TrainOptions(StageOptions):
         "auto", description="Recompute activations to save memory; auto: on if memory is short"
     )
     checkpoint_every: Annotated[float, NoEffect()] = Field(
-        60.0, ge=0, description="Time between checkpoints", json_schema_extra=unit("s")
+        60.0,
+        ge=0,
+        description="Least time between checkpoints; longer if writing one takes long",
+        json_schema_extra=unit("s"),
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed for order, split and initial weights of adapters")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
+
+from pillm.core.stage import read_report
 
 
 class TrainReport(msgspec.Struct, frozen=True):
@@ -29,3 +33,8 @@ class TrainReport(msgspec.Struct, frozen=True):
     last_validation_loss: float | None
     hyperparameters: list[tuple[str, str, str]]
     """Name, value, where it came from."""
+
+
+def load(path: Path) -> TrainReport:
+    """Read a `train.json`. Raises UsageError if it is not one."""
+    return read_report(path, TrainReport, "train")
