@@ -49,8 +49,8 @@ COUNTS: dict[str, dict[str, dict[str, int]]] = {
 }
 """Records by split, locale and kind; the unlabelled prompts come on top."""
 
-# Development was the held-out split once; it keeps that seed, so that its dialogues are still the same ones.
-SEED_NAMES = {"train": "train", "development": "heldout", "heldout": "heldout-2"}
+# Development is a former held-out split; it keeps the seed it had then, so that its dialogues are still the same ones.
+SEED_NAMES = {"train": "train", "development": "heldout-2", "heldout": "heldout-3"}
 
 PREAMBLE, CLOSER, CASUAL, MISSING_TOOL = 0.12, 0.08, 0.2, 0.4
 """Shares: a greeting before, a thank-you after, careless typing; refusals for want of a tool."""
