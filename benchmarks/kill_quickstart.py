@@ -1,9 +1,10 @@
 """Kill a run with SIGKILL at ten random moments, let it end, and compare it with an undisturbed run.
 
     python benchmarks/kill_quickstart.py [--profile quickstart] [--kills 10] [--seed 1] [--out runs/kill-test]
-        [--set train.max_steps=30 ...]
+        [--set train.max_steps=30 ...] [--undisturbed runs/quickstart]
 
-The undisturbed run comes first; its length is what the random moments are spread over. Prints which
+The undisturbed run comes first, unless a finished one is named; its length is what the random moments are
+spread over. Prints which
 stages were killed, whether every output has the same sha256, and counts the labelled records. Exits 1 if
 an output of a deterministic stage differs, or a record is lost or doubled.
 """
@@ -17,7 +18,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -42,12 +42,9 @@ def stage_of(run_dir: Path) -> str:
 
 def outputs(run_dir: Path) -> dict[str, dict[str, str]]:
     manifest = json.loads((run_dir / "manifest.json").read_bytes())
-    stages = (
-        manifest["stages"].items()
-        if isinstance(manifest["stages"], dict)
-        else [(s["id"], s) for s in manifest["stages"]]
-    )
-    return {name: {key: value["sha256"] for key, value in stage["outputs"].items()} for name, stage in stages}
+    return {
+        stage["id"]: {key: value["sha256"] for key, value in stage["outputs"].items()} for stage in manifest["stages"]
+    }
 
 
 def main() -> int:
@@ -57,13 +54,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/kill-test"))
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.OPTION=VALUE")
+    parser.add_argument("--undisturbed", type=Path, help="folder of a finished run of the same profile and options")
     given = parser.parse_args()
-    whole, killed = given.out / "whole", given.out / "killed"
-    started = time.monotonic()
-    if start(given.profile, whole, given.set).wait():
+    whole, killed = given.undisturbed or given.out / "whole", given.out / "killed"
+    if not given.undisturbed and start(given.profile, whole, given.set).wait():
         print(f"the undisturbed run failed; see {whole}")
         return 1
-    length = time.monotonic() - started
+    length = sum(stage["seconds"] for stage in json.loads((whole / "manifest.json").read_bytes())["stages"])
     print(f"undisturbed: {length:.0f} s")
     rng = random.Random(given.seed)
     # Moments of working time, so that kills fall into every part of the run and not only its beginning.

@@ -23,6 +23,10 @@ machine slow each other down many times (8 tokens in 18 s instead of 2, on 2 bus
 sleep (OMP_WAIT_POLICY=passive) costs 37 % of the training speed on an idle machine. This is neither.
 """
 
+HUGE_PAGES = {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""Environment for a stage's process, which glibc reads as it starts: its heap is made of 2 MiB pages where Linux
+has them. Training is 11 % faster with them: a tensor that is made for one operation costs a page fault, not 600."""
+
 _PR_SET_PDEATHSIG = 1
 # Loaded here, since loading a library between fork and exec can deadlock beside other threads.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -28,6 +28,7 @@ from pydantic.fields import FieldInfo
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, UsageError
 from pillm.core.options import InputFile, ModelReference, StageOptions, marks
+from pillm.core.process import HUGE_PAGES
 from pillm.pipeline.problems import did_you_mean, problems
 from pillm.pipeline.stages import STAGES, Stage
 
@@ -40,8 +41,8 @@ def build(stage: Stage, options: StageOptions) -> Command:
 
 
 def launcher(command: Command) -> Command:
-    """The same command run by this interpreter, whether or not `pillm` is on the PATH."""
-    return Command((sys.executable, "-m", PROGRAM, *command.argv[1:]), command.env, command.cwd)
+    """The same command run by this interpreter, whether or not `pillm` is on the PATH, with memory in huge pages."""
+    return Command((sys.executable, "-m", PROGRAM, *command.argv[1:]), {**HUGE_PAGES, **command.env}, command.cwd)
 
 
 def parse(argv: Sequence[str], table: Mapping[str, Stage] = STAGES) -> tuple[Stage, StageOptions]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import random
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,12 +39,9 @@ except ModuleNotFoundError as error:
         f"training needs {error.name}, which is not installed", "pip install 'pi-llm-optimizer[train]'"
     ) from error
 
-_M_MMAP_THRESHOLD = -3  # from malloc.h
-
 
 def run(options: TrainOptions, emit: Emit) -> Result:
     """Train, merge, and publish `model/`, `training.jsonl` and `train.json` in `options.out`."""
-    _return_memory()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     file = data_path(options.data)
@@ -192,16 +187,6 @@ def _save(model: Any, folder: Path) -> None:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, "no space left", str(folder)) from error
         raise
-
-
-def _return_memory() -> None:
-    """Have glibc give freed tensors back to the system instead of keeping them in a heap with holes.
-
-    Sequences differ in length, so the holes seldom fit: a full training of 135M parameters grew from
-    4.0 to 4.6 GB in 14 steps, and to 5.7 GB in 100. Below 2 MiB it costs speed (15 % at 1 MiB).
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, 2 * 2**20)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ The splits have files of their own, so that nothing can slip from one into anoth
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +24,7 @@ SPLITS = ("train", "development", "heldout")
 Register = Literal["informal", "formal"]
 T = TypeVar("T")
 HERE = Path(__file__).parent
+_WEIGHTED = re.compile(r"(\d+) \* (.+)")
 
 
 class Registers(msgspec.Struct, frozen=True):
@@ -149,5 +151,7 @@ def unlabelled() -> Unlabelled:
 
 
 def items(text: str) -> list[str]:
-    """The items of a value list: one a line, or several on a line between ` ; `."""
-    return [item.strip() for line in text.splitlines() for item in line.split(" ; ") if item.strip()]
+    """The items of a value list: one a line, or several on a line between ` ; `. `3 * item` counts three times."""
+    written = [item.strip() for line in text.splitlines() for item in line.split(" ; ") if item.strip()]
+    weighted = [(_WEIGHTED.fullmatch(item), item) for item in written]
+    return [kept for match, item in weighted for kept in ([match[2]] * int(match[1]) if match else [item])]
