@@ -8,10 +8,12 @@ on along the same loss curve.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import math
 import pickle
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,6 +35,11 @@ CHECKPOINT = "checkpoint"
 CHECKPOINT_SHARE = 20
 """A checkpoint is written after this many times as long as the last one took, so that no more than a twentieth of
 the time goes into them: a gigabyte takes 8 s on a slow disk, a seventh of the time if it is written every minute."""
+GIVE_BACK_EVERY = 20
+"""Steps between two returns of unused memory. Dialogues differ in length, so freed tensors leave holes that the next
+ones do not fit. A heap without holes (everything above 2 MiB mapped anew) costs 11 % of the speed."""
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -195,9 +202,17 @@ def train(
                 _save(folder, identity, masters, optimizer, scaler, log)
                 saved = time.monotonic()
                 cost = saved - started
+            if (number + 1) % GIVE_BACK_EVERY == 0 or last:
+                _give_back_memory()
             if after_step:
                 after_step(number + 1)
     return log
+
+
+def _give_back_memory() -> None:
+    """Return the holes in glibc's heap to the system; what is in use stays where it is."""
+    if _LIBC is not None and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 @contextlib.contextmanager
