@@ -21,6 +21,9 @@ from transformers import AttentionInterface
 from pillm.core.errors import UsageError
 
 NAME = "pillm-pack"
+_LENGTH = 32
+"""Pieces are attended to at multiples of this length: blank positions come after all others, where no query sees
+them. Kernels are made for each shape that they meet; with every length its own they took more than a gigabyte."""
 
 
 def pack_attention(
@@ -51,10 +54,14 @@ def pack_attention(
         if not length:
             continue
         before = shared if number else 0
-        if before:
-            k, v = torch.cat((keys[0], k), dim=2), torch.cat((values[0], v), dim=2)
-        hidden = _hidden(length, before, sliding_window, q.device)
-        results.append(_attend(q, k, v, hidden, scaling, dropout))
+        more = -length % _LENGTH
+        blank = k.new_zeros((*k.shape[:2], more, k.shape[-1]))
+        k, v = (
+            torch.cat((first, own, blank), 2)
+            for first, own in ((keys[0][:, :, :before], k), (values[0][:, :, :before], v))
+        )
+        hidden = _hidden(length + more, before, sliding_window, q.device)
+        results.append(_attend(F.pad(q, (0, 0, 0, more)), k, v, hidden, scaling, dropout)[:, :, :length])
     return torch.cat(results, dim=2).transpose(1, 2).contiguous(), None
 
 

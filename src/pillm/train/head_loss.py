@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-CHUNK = 128
+CHUNK, _ROWS = 128, 32
 # Heads that do more than a matrix product say so in their configuration under these names.
 _EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -20,19 +20,22 @@ _EXTRAS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        count = len(targets)
+        # The last chunk is padded to one of four lengths, since kernels are made for each length that they meet.
+        hidden = F.pad(hidden, (0, 0, 0, -count % _ROWS))
         of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         total = hidden.new_zeros((), dtype=torch.float32)
         # Written to again for every chunk: memory that comes new from the system costs more than the arithmetic.
-        rows = min(CHUNK, len(targets))
+        rows = min(CHUNK, len(hidden))
         rounded = hidden.new_empty((rows, len(weight)))
         exact = rounded if rounded.dtype == torch.float32 else torch.empty_like(rounded, dtype=torch.float32)
-        for start in range(0, len(targets), CHUNK):
+        for start in range(0, count, CHUNK):
             part, target = hidden[start : start + CHUNK], targets[start : start + CHUNK, None]
-            narrow, logits = rounded[: len(part)], exact[: len(part)]
-            torch.mm(part, weight.T, out=narrow)
-            if logits is not narrow:
-                logits.copy_(narrow)
+            gradient, logits = rounded[: len(part)], exact[: len(target)]
+            torch.mm(part, weight.T, out=gradient)
+            if exact is not rounded:
+                logits.copy_(gradient[: len(target)])
             largest = logits.amax(-1, keepdim=True)
             total += (largest - logits.gather(-1, target)).sum()
             mass = logits.sub_(largest).exp_().sum(-1, keepdim=True)
@@ -41,12 +44,14 @@ class _HeadLoss(torch.autograd.Function):
                 continue
             # d loss / d logits = softmax - one-hot
             logits.div_(mass).scatter_add_(-1, target, torch.full_like(target, -1, dtype=logits.dtype))
-            gradient = logits if logits is narrow else narrow.copy_(logits)
+            if exact is not rounded:
+                gradient[: len(target)].copy_(logits)
+            gradient[len(target) :] = 0
             if of_hidden is not None:
                 torch.mm(gradient, weight, out=of_hidden[start : start + CHUNK])
             if of_weight is not None:
                 of_weight += gradient.T @ part
-        ctx.save_for_backward(of_hidden, of_weight)
+        ctx.save_for_backward(None if of_hidden is None else of_hidden[:count], of_weight)
         return total
 
     @staticmethod

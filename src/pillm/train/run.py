@@ -41,9 +41,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-_FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}
+_FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512"}
 """Environment that oneDNN reads at its first product. It makes a kernel for each shape of matrices and keeps 1,024 of
-them: more than a gigabyte in 280 steps, since dialogues differ in length."""
+them, at more than a megabyte each."""
 
 
 def run(options: TrainOptions, emit: Emit) -> Result:
