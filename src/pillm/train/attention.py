@@ -54,14 +54,12 @@ def pack_attention(
         if not length:
             continue
         before = shared if number else 0
-        more = -length % _LENGTH
-        blank = k.new_zeros((*k.shape[:2], more, k.shape[-1]))
-        k, v = (
-            torch.cat((first, own, blank), 2)
-            for first, own in ((keys[0][:, :, :before], k), (values[0][:, :, :before], v))
-        )
-        hidden = _hidden(length + more, before, sliding_window, q.device)
-        results.append(_attend(F.pad(q, (0, 0, 0, more)), k, v, hidden, scaling, dropout)[:, :, :length])
+        spare = -length % _LENGTH
+        blank = k.new_zeros((*k.shape[:2], spare, k.shape[-1]))
+        known = ((keys[0],), (values[0],)) if before else ((), ())
+        k, v = (torch.cat((*first, own, blank), 2) for first, own in zip(known, (k, v), strict=True))
+        hidden = _hidden(length + spare, before, sliding_window, q.device)
+        results.append(_attend(F.pad(q, (0, 0, 0, spare)), k, v, hidden, scaling, dropout)[:, :, :length])
     return torch.cat(results, dim=2).transpose(1, 2).contiguous(), None
 
 
