@@ -1,4 +1,4 @@
-"""Fixtures: the real SmolLM2 and the real llama.cpp. Both come from the cache or are fetched and built."""
+"""Fixtures: the real SmolLM2, the real llama.cpp (cached, or fetched and built), a finished smoke run, bad disks."""
 
 from __future__ import annotations
 

@@ -123,3 +123,41 @@ def test_the_shared_beginning_ends_before_anything_is_learned(encoded):
     for item in encoded:
         assert not any(item.learned[: shared[item.group]])
     assert max(shared.values()) > 20
+
+
+def test_bfloat16_gradients_of_several_packs_gather_in_float32(tiny_student, encoded):
+    packs = pack(encoded, shared_beginnings(encoded), 256, random.Random(0))
+    assert len(packs) > 1
+    model, _, _ = student.load(tiny_student, torch.float32)
+    attention.use(model)
+    expected = _gradients(model, sum(loop.pack_loss(model, item, "cpu") for item in packs))
+    model.zero_grad()
+    masters = loop.set_arithmetic(model, Settings("cpu", "bfloat16", 1e-3, False, {}))
+    weights = dict(model.named_parameters())
+    for _ in range(2):  # a second training of the same model begins with nothing left of the first
+        with loop._gradients(weights, masters):
+            for item in packs:
+                loop.pack_loss(model, item, "cpu").backward()
+                assert all(weight.grad is None for weight in weights.values())
+            for name, gradient in expected.items():
+                got = masters[name].grad
+                assert got.dtype == torch.float32
+                assert (got - gradient).norm() < 0.05 * gradient.norm(), name
+        assert all(master.grad is None for master in masters.values())
+
+
+@pytest.mark.parametrize("count", [1, 31, 128, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_is_right_whatever_the_number_of_tokens(count, dtype):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(count, 16).to(dtype).requires_grad_(), torch.randn(50, 16).to(dtype).requires_grad_()
+    targets = torch.randint(0, 50, (count,))
+    exact = torch.nn.functional.cross_entropy(hidden.float() @ weight.float().T, targets, reduction="sum")
+    expected = torch.autograd.grad(exact, (hidden, weight))
+    loss = head_loss._HeadLoss.apply(hidden, weight, targets)
+    got = torch.autograd.grad(loss, (hidden, weight))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.02
+    assert loss.item() == pytest.approx(exact.item(), rel=tolerance)
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).float().norm() <= tolerance * other.float().norm()

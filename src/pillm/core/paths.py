@@ -21,4 +21,4 @@ def cache_dir() -> Path:
     if own := os.environ.get("PILLM_CACHE"):
         return expanded(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pillm"
+    return (Path(base) if base else expanded("~/.cache")) / "pillm"

@@ -24,8 +24,8 @@ sleep (OMP_WAIT_POLICY=passive) costs 37 % of the training speed on an idle mach
 """
 
 HUGE_PAGES = {} if "GLIBC_TUNABLES" in os.environ else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Environment for a stage's process, which glibc reads as it starts: its heap is made of 2 MiB pages where Linux
-has them. Training is 11 % faster with them: a tensor that is made for one operation costs a page fault, not 600."""
+"""Environment for the processes of a run, which glibc reads as they start: their heaps are made of 2 MiB pages where
+Linux has them. Training is 11 % faster so. A stage that is started by hand goes without."""
 
 _PR_SET_PDEATHSIG = 1
 # Loaded here, since loading a library between fork and exec can deadlock beside other threads.

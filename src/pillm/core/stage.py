@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import msgspec
 from pillm.core.errors import UsageError
 
 T = TypeVar("T")
+R = TypeVar("R")
 MetricValue = float | int | str | bool | None
 
 
@@ -20,18 +22,19 @@ class Result(msgspec.Struct, frozen=True):
     metrics: dict[str, MetricValue] = {}
 
 
-def read_report(path: Path, kind: type[T], stage: str, *, lines: bool = False) -> T:
-    """What `pillm STAGE` published at `path`, as a `kind`; with `lines`, `kind` is a list and each line an item.
+def read_report(path: Path, kind: type[T], stage: str) -> T:
+    """What `pillm STAGE` published at `path`. Raises UsageError with the place of what does not fit."""
+    return _read(path, msgspec.json.Decoder(kind).decode, stage)
 
-    Raises UsageError with the place of what does not fit.
-    """
+
+def read_report_lines(path: Path, kind: type[T], stage: str) -> list[T]:
+    """The same of a file with one JSON object a line."""
+    return _read(path, msgspec.json.Decoder(kind).decode_lines, stage)
+
+
+def _read(path: Path, decode: Callable[[bytes], R], stage: str) -> R:
     try:
-        content = path.read_bytes()
-        return (
-            msgspec.convert(msgspec.json.Decoder().decode_lines(content), kind)
-            if lines
-            else msgspec.json.decode(content, type=kind)
-        )
+        return decode(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", f"run: pillm {stage}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

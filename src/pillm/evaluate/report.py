@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from pillm.core.stage import read_report
+from pillm.core.stage import read_report, read_report_lines
 
 Kind = Literal["call", "result", "refuse", "ask", "chat"]
 
@@ -186,4 +186,4 @@ def load(path: Path) -> Quality:
 
 def load_answers(path: Path) -> list[Answer]:
     """Read an `answers.jsonl`. Raises UsageError with the place of what does not fit."""
-    return read_report(path, list[Answer], "evaluate", lines=True)
+    return read_report_lines(path, Answer, "evaluate")

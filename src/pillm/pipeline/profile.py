@@ -227,10 +227,17 @@ class _Reader:
             return value
         model = stage.options
         here = Path() if (step, option) in self.typed else self.folder
-        path = here / expanded(value)
-        if option in marks(model, NameOrFile):
-            return str(path) if path.is_file() else value
         is_file, is_model = option in marks(model, InputFile), option in marks(model, ModelReference)
+        is_either = option in marks(model, NameOrFile)
+        if not (is_file or is_model or is_either):
+            return value
+        try:
+            path = here / expanded(value)
+        except UsageError as error:
+            self._wrong_option(step, option, "no-such-file", error.message, None, error.hint)
+            return value
+        if is_either:
+            return str(path) if path.is_file() else value
         if is_file and value.startswith(shipped.PREFIX):
             try:
                 shipped.data_path(value)
@@ -244,8 +251,6 @@ class _Reader:
             except UsageError as error:
                 self._wrong_option(step, option, "not-a-model", error.message, None, error.hint)
                 return value
-        elif not is_file:
-            return value
         if not path.exists():
             hint = "paths are relative to the profile" if here == self.folder else ""
             self._wrong_option(step, option, "no-such-file", f"{path}: there is no such file", None, hint)

@@ -33,7 +33,7 @@ class Known(msgspec.Struct, frozen=True):
 def folders() -> tuple[Path, ...]:
     """Where names are looked for, nearest first: `./profiles`, the user's configuration, the package."""
     base = os.environ.get("XDG_CONFIG_HOME")
-    own = (Path(base) if base else Path.home() / ".config") / "pillm" / "profiles"
+    own = (Path(base) if base else expanded("~/.config")) / "pillm" / "profiles"
     return HERE, own, Path(str(resources.files("pillm"))) / "profiles"
 
 

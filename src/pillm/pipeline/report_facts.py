@@ -16,7 +16,7 @@ from pillm.core import jsonl, shipped
 from pillm.core.artifacts import Artifact, sha256_file
 from pillm.core.errors import PillmError
 from pillm.core.records import Record
-from pillm.core.stage import read_report
+from pillm.core.stage import read_report_lines
 from pillm.devices import Prediction
 from pillm.evaluate import report as quality_report
 from pillm.evaluate.report import Answer, Quality
@@ -150,7 +150,7 @@ def _terms(quality: quality_report.Quality) -> tuple[object, ...]:
 
 
 def _load_loss(path: Path) -> list[LossStep]:
-    return read_report(path, list[LossStep], "train", lines=True)
+    return read_report_lines(path, LossStep, "train")
 
 
 def _samples(after: list[Answer], before: list[Answer]) -> tuple[list[Sample], list[Sample]]:

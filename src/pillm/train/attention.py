@@ -17,13 +17,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from pillm.core.errors import UsageError
 
 NAME = "pillm-pack"
 _LENGTH = 32
-"""Pieces are attended to at multiples of this length: blank positions come after all others, where no query sees
-them. Kernels are made for each shape that they meet; with every length its own they took more than a gigabyte."""
+"""On a CPU pieces are attended to at multiples of this length: blank positions come after all others, where no query
+sees them. oneDNN makes and keeps kernels for each shape; with every length its own they took a gigabyte. Each shared
+beginning still brings shapes of its own."""
 
 
 def pack_attention(
@@ -54,10 +56,10 @@ def pack_attention(
         if not length:
             continue
         before = shared if number else 0
-        spare = -length % _LENGTH
-        blank = k.new_zeros((*k.shape[:2], spare, k.shape[-1]))
-        known = ((keys[0],), (values[0],)) if before else ((), ())
-        k, v = (torch.cat((*first, own, blank), 2) for first, own in zip(known, (k, v), strict=True))
+        spare = -length % _LENGTH if q.device.type == "cpu" else 0
+        if before:
+            k, v = torch.cat((keys[0], k), 2), torch.cat((values[0], v), 2)
+        k, v = (F.pad(tensor, (0, 0, 0, spare)) for tensor in (k, v))
         hidden = _hidden(length + spare, before, sliding_window, q.device)
         results.append(_attend(F.pad(q, (0, 0, 0, spare)), k, v, hidden, scaling, dropout)[:, :, :length])
     return torch.cat(results, dim=2).transpose(1, 2).contiguous(), None
@@ -68,19 +70,22 @@ def _attend(
 ) -> torch.Tensor:
     """softmax(q k' * scaling) v over the keys that are not `hidden` [Q, N].
 
-    `query` [1, H, Q, D], `key` and `value` [1, K, N, D] -> [1, H, Q, D]
+    `query` [1, H, Q, D], `key` [1, K, N, D], `value` [1, K, N, E] -> [1, H, Q, E]
     """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, ~hidden, dropout, scale=scaling, enable_gqa=True)
     heads, length, width = query.shape[1:]
+    if query.device.type != "cpu":
+        # Repeated here: with a mask, CUDA has no fused kernel that takes fewer keys than queries.
+        key, value = (repeat_kv(tensor, heads // tensor.shape[1]) for tensor in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, ~hidden, dropout, scale=scaling)
     # The queries that share a key-value head are rows of one product, so that no key or value is repeated.
     grouped = (query * scaling).reshape(1, key.shape[1], -1, width)
     scores = (grouped @ key.transpose(-1, -2)).view(1, heads, length, -1).masked_fill_(hidden, float("-inf"))
     weights = F.dropout(F.softmax(scores, -1), dropout)
-    return (weights.view(1, key.shape[1], -1, weights.shape[-1]) @ value).view(1, heads, length, width)
+    return (weights.view(1, key.shape[1], -1, weights.shape[-1]) @ value).view(1, heads, length, -1)
 
 
-@functools.lru_cache(256)
+# The layers of a pack ask for the same few; more would hold on to memory that nothing accounts for.
+@functools.lru_cache(32)
 def _hidden(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
     """Which of (before + length) keys each of `length` queries does not see: bool [length, before + length]."""
     at = torch.arange(before, before + length, device=device)[:, None]

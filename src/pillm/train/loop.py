@@ -154,7 +154,6 @@ def train(
     groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=settings.device != "mps")
     scaler = torch.amp.GradScaler(settings.device, enabled=settings.dtype == "float16")
-    _gather_gradients(weights, masters)
     folder = options.out / CHECKPOINT
     log = _restore(folder, identity, masters, optimizer, scaler, emit)
     _copy(masters, weights)
@@ -162,7 +161,7 @@ def train(
     tokens = log[-1].tokens if log else 0
     saved, cost = time.monotonic(), 0.0
     model.train()
-    with _out_of_memory(options):
+    with _out_of_memory(options), _gradients(weights, masters):
         for number in range(len(log), steps):
             started = time.monotonic()
             rate = learning_rate(number, steps, settings.learning_rate, options)
@@ -194,18 +193,18 @@ def train(
             emit(Metric("loss", loss, number + 1, "nats/token"))
             emit(Metric("tokens_per_second", size / (time.monotonic() - started), number + 1, "tokens/s"))
             emit(Progress("training", number + 1, steps, "steps"))
-            if time.monotonic() - saved > max(options.checkpoint_every, CHECKPOINT_SHARE * cost):
+            # The last one too: the merge needs memory and disk, and may be what fails.
+            if last or time.monotonic() - saved > max(options.checkpoint_every, CHECKPOINT_SHARE * cost):
                 started = time.monotonic()
                 _save(folder, identity, masters, optimizer, scaler, log)
                 saved = time.monotonic()
                 cost = saved - started
             if after_step:
                 after_step(number + 1)
-    _give_back_memory()
     return log
 
 
-def _give_back_memory() -> None:
+def give_back_memory() -> None:
     """Return the holes in glibc's heap to the system, of which a training leaves many, before the merge needs its own.
 
     During the training that would break its huge pages: a return every 20 steps made it 20 % slower within 200.
@@ -227,16 +226,25 @@ def _out_of_memory(options: TrainOptions) -> Iterator[None]:
         raise
 
 
-def _gather_gradients(weights: Mapping[str, torch.Tensor], masters: Mapping[str, torch.Tensor]) -> None:
+@contextlib.contextmanager
+def _gradients(weights: Mapping[str, torch.Tensor], masters: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Give every master a gradient that stays, and add each weight's to it as soon as backward has made it.
 
-    New float32 gradients at every step were 72,000 page faults a step, a quarter of the time; and the
-    gradients of all weights in the arithmetic's dtype are never there at once.
+    New gradients at every step would be new memory from the system at every step; and so the gradients
+    of all weights in the arithmetic's dtype are never there at once.
     """
+    hooks = []
     for name, weight in weights.items():
         gradient = masters[name].grad = torch.zeros_like(masters[name])
         if weight is not masters[name]:
-            weight.register_post_accumulate_grad_hook(partial(_add_gradient, gradient))
+            hooks.append(weight.register_post_accumulate_grad_hook(partial(_add_gradient, gradient)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for master in masters.values():
+            master.grad = None
 
 
 def _add_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> None:
@@ -270,7 +278,9 @@ def _save(
             torch.save(state, file)
         except RuntimeError as error:
             # torch cannot close its archive on a full disk, and hides the system's error behind its own.
-            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def _restore(

@@ -41,15 +41,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-_FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512"}
-"""Environment that oneDNN reads at its first product. It makes a kernel for each shape of matrices and keeps 1,024 of
-them, at more than a megabyte each."""
-
-
 def run(options: TrainOptions, emit: Emit) -> Result:
     """Train, merge, and publish `model/`, `training.jsonl` and `train.json` in `options.out`."""
-    for name, value in _FEW_KERNELS.items():
-        os.environ.setdefault(name, value)
+    # oneDNN reads this at its first product. It makes a kernel for each shape of matrices and would keep 1,024 of them.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     file = data_path(options.data)
@@ -95,6 +90,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     with _quiet():
         identity = loop.identity_of(options, settings, refs.identity(options.student), work)
         log = loop.train(model, masters, work, options, settings, identity, emit)
+        loop.give_back_memory()
         emit(Progress("merging", 0, 1, "models"))
         final = student.merged(loop.take_masters(model, masters), path, options.method)
     final.to(came_in)
