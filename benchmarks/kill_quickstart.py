@@ -3,10 +3,9 @@
     python benchmarks/kill_quickstart.py [--profile quickstart] [--kills 10] [--seed 1] [--out runs/kill-test]
         [--set train.max_steps=30 ...] [--undisturbed runs/quickstart]
 
-The undisturbed run comes first, unless a finished one is named; its length is what the random moments are
-spread over. Prints which
-stages were killed, whether every output has the same sha256, and counts the labelled records. Exits 1 if
-an output of a deterministic stage differs, or a record is lost or doubled.
+The undisturbed run comes first, unless a finished one of the same code is named; its length is what the random
+moments are spread over. Prints which stages were killed, whether every output has the same sha256, and counts the
+labelled records. Exits 1 if an output of a deterministic stage differs, or a record is lost or doubled.
 """
 
 from __future__ import annotations

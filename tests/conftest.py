@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,23 +51,26 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory, smollm2_gguf: Path, tool
     return run_dir
 
 
+@contextlib.contextmanager
+def _mounted(folder: Path, options: str) -> Iterator[Path]:
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]).returncode:
+        pytest.skip("only root can mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 @pytest.fixture
 def read_only_folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that not even root can write to: a file system mounted read-only."""
-    mount = tmp_path / "read-only"
-    mount.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", mount]).returncode:
-        pytest.skip("only root can mount a file system")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    """A folder that not even root can write to. Needs the right to mount, so it is skipped where that is not given."""
+    with _mounted(tmp_path / "read-only", "ro") as folder:
+        yield folder
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB. Needs the right to mount, so it is skipped where that is not given."""
-    mount = tmp_path / "small-disk"
-    mount.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount]).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    with _mounted(tmp_path / "small-disk", "size=1m") as folder:
+        yield folder
