@@ -5,7 +5,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test lint types bench kill-test schema dataset clean
+.PHONY: setup quickstart test lint data bench kill-test schema dataset clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,21 +24,33 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 
-test: lint  ## all checks and tests
+HOME_ASSISTANT := src/pillm/data/shipped/home-assistant
+# smoke is a part of train, for quick trials.
+SPLITS := train.jsonl development.jsonl heldout.jsonl
+
+data: setup  ## the shipped dataset has no fault, and its card holds
+	$(BIN)/pillm dataset validate $(addprefix $(HOME_ASSISTANT)/,$(SPLITS)) --strict
+	$(BIN)/python -m pillm.data.dataset_card --validate $(HOME_ASSISTANT)
+
+test: lint data  ## all checks and tests
 	$(BIN)/python -m pytest
 
 bench: setup  ## speed, as ratios in one run (docs/benchmarks.md)
 	$(BIN)/python benchmarks/help_time.py
 	$(BIN)/python benchmarks/packing.py
+	$(BIN)/python benchmarks/validate_speed.py
+	$(BIN)/python benchmarks/card_speed.py
 
 kill-test: setup  ## kill -9 at ten random moments of the quickstart
 	$(BIN)/python benchmarks/kill_quickstart.py
 
-schema: setup  ## the profile schema, from the options models
+schema: setup  ## the schemas of profiles and of dataset cards, from their models
 	$(BIN)/pillm profile schema > src/pillm/profiles/profile.schema.json
+	$(BIN)/python -m pillm.data.card_source > src/pillm/data/card.schema.json
 
 dataset: setup  ## the shipped dataset, from its hand-written material
 	$(BIN)/python -m pillm.data.home_assistant
+	cd $(HOME_ASSISTANT) && $(abspath $(BIN))/pillm dataset card $(SPLITS) --out=.
 
 clean:
 	rm -rf $(VENV) runs

@@ -16,7 +16,8 @@ import pytest
 
 from pillm import __version__
 from pillm.core import events
-from pillm.pipeline.stages import STAGES
+from pillm.pipeline import pipeline_ops
+from pillm.pipeline.stages import COMMANDS, STAGES
 
 FAKES = Path(__file__).parent.parent / "pipeline" / "fake_stages.py"
 
@@ -42,10 +43,12 @@ def data(tmp_path: Path) -> Path:
 def test_help_names_every_command_and_stage_in_the_order_of_use() -> None:
     done = pillm("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    places = [done.stdout.index(f" {name} ") for name in STAGES]
+    places = [done.stdout.index(f" {name} ") for name, stage in STAGES.items() if not stage.group]
     assert places == sorted(places)
-    for word in ("run", "report", "doctor", "profile", "models"):
+    for word in ("run", "report", "doctor", "profile", "models", "dataset"):
         assert f" {word} " in done.stdout
+    inner = pillm("dataset", "--help")
+    assert all(f" {name} " in inner.stdout for name, stage in COMMANDS.items() if stage.group == "dataset")
 
 
 def test_the_bare_name_and_version() -> None:
@@ -53,20 +56,20 @@ def test_the_bare_name_and_version() -> None:
     assert pillm("--version").stdout == f"pillm {__version__}\n"
 
 
-@pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
+@pytest.mark.parametrize("stage", COMMANDS.values(), ids=list(COMMANDS))
 def test_the_help_of_a_stage_shows_each_option_with_unit_bounds_choices_and_default(stage) -> None:
-    done = pillm(stage.name, "--help", COLUMNS="400")
+    done = pillm(*stage.words, "--help", COLUMNS="400")
     assert (done.returncode, done.stderr) == (0, "")
     for name, field in stage.options.model_fields.items():
         (line,) = [
             row
             for row in done.stdout.splitlines()
-            if f"--{name.replace('_', '-')} " in row and field.description in row
+            if f"{pipeline_ops.flag(name)} " in row and field.description in row
         ]
         if field.is_required():
             assert "[required]" in line
         elif field.default not in (None, (), ""):
-            shown = field.default if not isinstance(field.default, tuple) else field.default[0]
+            shown = field.default if not isinstance(field.default, tuple) else ", ".join(map(str, field.default))
             assert f"[default: {shown}]" in line
         if isinstance(field.json_schema_extra, dict):
             assert f"[{field.json_schema_extra['unit']}" in line

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import pillm
-from pillm.pipeline.stages import STAGES
+from pillm.pipeline.stages import COMMANDS
 
 HEAVY = ("torch", "transformers", "peft", "accelerate", "tokenizers", "huggingface_hub", "matplotlib", "textual", "numpy",
          "gguf", "httpx", "safetensors")  # fmt: skip
@@ -39,7 +39,7 @@ def test_no_light_module_brings_a_heavy_package_along() -> None:
     light = [
         *modules("core"),
         *modules("cli"),
-        *sorted({stage.options_at.partition(":")[0] for stage in STAGES.values()}),
+        *sorted({stage.options_at.partition(":")[0] for stage in COMMANDS.values()}),
         *[name for name in modules("pipeline") if not name.endswith((".report", ".plots"))],
     ]
     argv = [sys.executable, "-c", _EACH, json.dumps(light), json.dumps(HEAVY)]
@@ -49,7 +49,7 @@ def test_no_light_module_brings_a_heavy_package_along() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["doctor", "--help"], ["run", "--help"], *([name, "--help"] for name in STAGES)],
+    [["--help"], ["--version"], ["doctor", "--help"], ["run", "--help"], *([*stage.words, "--help"] for stage in COMMANDS.values())],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

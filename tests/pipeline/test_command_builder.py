@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pillm.cli import stages as faces
 from pillm.cli.main import main
 from pillm.core.errors import UsageError
-from pillm.pipeline.pipeline_ops import build, parse, positional
-from pillm.pipeline.stages import STAGES, Stage
+from pillm.pipeline.pipeline_ops import build, is_list, parse, positional
+from pillm.pipeline.stages import COMMANDS, Stage
 
-ALL = {**STAGES, **fake_stages.TABLE}
+ALL = {**COMMANDS, **fake_stages.TABLE}
 
 AWKWARD = ["", " ", "a b", "-x", "--out=3", "--json", "--", "=", "a=b", "'", '"', "\\", "$HOME", "${a.b}", "é", "日本", "\n", "[1]",
            "{}", "null", "true", "1e3", "~", "#", "@file", "a,b", "*"]  # fmt: skip
@@ -99,17 +99,21 @@ def test_the_command_line_reads_what_the_builder_writes(stage: Stage, monkeypatc
 
 @pytest.mark.parametrize("stage", ALL.values(), ids=list(ALL))
 def test_only_what_differs_from_the_defaults_is_written(stage: Stage) -> None:
-    required = {name: "x" for name, field in stage.options.model_fields.items() if field.is_required()}
+    fields = stage.options.model_fields.items()
+    required = {name: ["x"] if is_list(field) else "x" for name, field in fields if field.is_required()}
     command = build(stage, stage.options.model_validate(required))
-    assert len(command.argv) == 2 + len(required)
+    assert len(command.argv) == 1 + len(stage.words) + len(required)
 
 
 @pytest.mark.parametrize("stage", ALL.values(), ids=list(ALL))
-def test_the_first_required_input_may_stand_without_its_flag(stage: Stage) -> None:
+def test_the_first_input_may_stand_without_its_flag(stage: Stage) -> None:
     first = positional(stage.options)
     rest = [f"--{name}=x" for name, f in stage.options.model_fields.items() if f.is_required() and name != first]
-    _, options = parse((stage.name, "some where", *rest), ALL)
-    assert str(getattr(options, first)) == "some where"
+    several = is_list(stage.options.model_fields[first])
+    words = ["some where", "else"] if several else ["some where"]
+    _, options = parse((*stage.words, *words, *rest), ALL)
+    value = getattr(options, first)
+    assert list(map(str, value if several else [value])) == words
 
 
 def test_values_may_follow_their_flag() -> None:

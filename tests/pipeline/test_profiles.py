@@ -13,7 +13,7 @@ from pillm.core.errors import ProfileError, UsageError
 from pillm.pipeline import engine, profile_schema, profiles
 from pillm.pipeline.profile import load
 from pillm.pipeline.stages import STAGES
-from pillm.pipeline.yaml_lines import Document, scalar
+from pillm.core.yaml_lines import Document, scalar
 
 SHIPPED = sorted(profiles.folders()[-1].glob("*.yaml"))
 

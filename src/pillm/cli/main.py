@@ -13,7 +13,7 @@ from cyclopts import App
 from pillm import __version__
 from pillm.cli.failures import tell
 from pillm.cli.screen import Screen
-from pillm.pipeline.stages import STAGES
+from pillm.pipeline.stages import COMMANDS, GROUPS
 
 if TYPE_CHECKING:
     from pillm.pipeline.stages import Stage
@@ -46,7 +46,7 @@ _GROUPS = {
 }
 
 
-def main(argv: Sequence[str] | None = None, table: Mapping[str, Stage] = STAGES) -> int:
+def main(argv: Sequence[str] | None = None, table: Mapping[str, Stage] = COMMANDS) -> int:
     """Run a command line (default: the process's own) over a stage table; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     screen = Screen(json="--json" in argv, verbose="--verbose" in argv)
@@ -78,14 +78,21 @@ def _app(argv: Sequence[str], table: Mapping[str, Stage], screen: Screen) -> App
     asked = argv[0] if argv else ""
     for name, (where, about) in _COMMANDS.items():
         app.command(_loaded(where, screen) if name == asked else _unasked, name=name, help=about, group="Commands")
+    groups = {
+        name: App(name=name, help=about, help_format="plaintext", group="Commands") for name, about in GROUPS.items()
+    }
     # In the table's order, which is the order in which people use them.
-    for place, (name, stage) in enumerate(table.items()):
-        if name != asked:
-            app.command(_unasked, name=name, help=stage.summary, group="Stages", sort_key=place)
+    for place, stage in enumerate(table.values()):
+        parent = groups[stage.group] if stage.group else app
+        title = "Commands" if stage.group else "Stages"
+        if tuple(argv[: len(stage.words)]) != stage.words:
+            parent.command(_unasked, name=stage.name, help=stage.summary, group=title, sort_key=place)
             continue
         from pillm.cli.stages import command_of, usage_of
 
-        app.command(command_of(stage, screen), name=name, help=stage.options.__doc__, usage=usage_of(stage))
+        parent.command(command_of(stage, screen), name=stage.name, help=stage.options.__doc__, usage=usage_of(stage))
+    for group in groups.values():
+        app.command(group)
     for name, (about, commands) in _GROUPS.items():
         group = App(name=name, help=about, help_format="plaintext", group="Commands")
         for inner, (where, inner_about) in commands.items():

@@ -20,6 +20,7 @@ from pillm.core.events import (
     Log,
     Made,
     Metric,
+    Output,
     Progress,
     StageEnded,
     StageStarted,
@@ -61,6 +62,8 @@ class Screen:
                 self.say(event.message if event.level in ("debug", "info") else f"{event.level}: {event.message}")
             case Found():
                 self.findings([event.finding])
+            case Output():
+                self.result(event.line)
             case Made() if self.verbose:
                 self.say(f"made {event.artifact.path}")
             case StageStarted():

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pillm.cli.screen import Screen, figure
 from pillm.core import shipped
-from pillm.core.options import InputFile, ModelReference, StageOptions, marks
+from pillm.core.options import InputFile, ModelReference, Options, marks
 from pillm.core.process import SHORT_SPIN
 from pillm.models.redact import redact
 from pillm.pipeline.pipeline_ops import build, flag, is_list, is_switch, negative, options_from, positional
@@ -75,7 +75,7 @@ def usage_of(stage: Stage) -> str:
         for name, field in model.model_fields.items()
         if field.is_required() and name != first
     ]
-    return f"Usage: pillm {stage.name} {' '.join(words)} [OPTIONS]"
+    return f"Usage: pillm {' '.join((*stage.words, *words))} [OPTIONS]"
 
 
 def _annotation(name: str, field: FieldInfo) -> Any:
@@ -118,26 +118,28 @@ def _metavar(field: FieldInfo) -> str:
     return f"{word}..." if is_list(field) else word
 
 
-def _run(stage: Stage, options: StageOptions, screen: Screen) -> None:
+def _run(stage: Stage, options: Options, screen: Screen) -> None:
     for name, value in SHORT_SPIN.items():
         os.environ.setdefault(name, value)
     with screen.results_only():
         result = stage.run(options, screen.emit)
         screen.finish(dict(result.metrics))
-    if not screen.json:
+    # A tool has said already what it found, and its stdout may be a document.
+    if not screen.json and stage.outputs:
         for name, path in result.outputs.items():
             screen.result(f"{name:<12} {path}")
         for name, value in result.metrics.items():
             screen.result(f"{name} = {figure(value)}")
 
 
-def _show(stage: Stage, options: StageOptions, screen: Screen) -> None:
+def _show(stage: Stage, options: Options, screen: Screen) -> None:
     command = redact(str(build(stage, options)))
     reads = {}
     for name in (*marks(type(options), InputFile), *marks(type(options), ModelReference)):
         if (value := getattr(options, name)) is not None:
             is_file = name in marks(type(options), InputFile)
-            reads[name] = redact(str(shipped.data_path(value) if is_file else value))
+            given = value if isinstance(value, tuple) else (value,)
+            reads[name] = redact(" ".join(str(shipped.data_path(item) if is_file else item) for item in given))
     writes = {name: str(path) for name, path in stage.output_paths(options).items()}
     if screen.json:
         import msgspec

@@ -53,6 +53,12 @@ class Made(msgspec.Struct, frozen=True, tag="artifact", tag_field="event"):
     artifact: Artifact
 
 
+class Output(msgspec.Struct, frozen=True, tag="output", tag_field="event"):
+    """A line of what the user asked to see: a table's row, a finding in the chosen format."""
+
+    line: str
+
+
 class StageStarted(msgspec.Struct, frozen=True, tag="stage-started", tag_field="event"):
     """The engine starts a stage of a run with this shell line."""
 
@@ -82,7 +88,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished", tag_field="event"):
     metrics: dict[str, float | int | str | bool | None]
 
 
-Event = Progress | Metric | Log | Found | Made | StageStarted | StageEnded | Failed | Finished
+Event = Progress | Metric | Log | Found | Made | Output | StageStarted | StageEnded | Failed | Finished
 Emit = Callable[[Event], None]
 
 _encoder = msgspec.json.Encoder()

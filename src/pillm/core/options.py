@@ -4,6 +4,7 @@ From one frozen pydantic model come the flags, the YAML section, the command bui
 Marks say what a field means to the engine:
 
     data: Annotated[Path, InputFile()]       hashed by content; in a profile may be ${stage.output}
+    data: Annotated[tuple[Path, ...], InputFile()]  the same for each of several
     student: Annotated[str, ModelReference()]  hashed by what the reference points to
     chat_template: Annotated[str, NameOrFile()]  hashed by content where a file has that name
     threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
@@ -43,18 +44,22 @@ def unit(name: str) -> dict[str, Any]:
     return {"unit": name}
 
 
-class StageOptions(BaseModel):
-    """Options of a stage. `out` is the folder that the stage's outputs are published in."""
+class Options(BaseModel):
+    """Options of a command. A command that only looks at things has no folder for results."""
 
     # No infinities or NaN: a profile's JSON Schema and the JSON of a manifest know neither.
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+
+class StageOptions(Options):
+    """Options of a stage. `out` is the folder that the stage's outputs are published in."""
+
     out: Annotated[Path, NoEffect()] = Field(Path("out"), description="Folder for the results")
 
 
-def marks(model: type[StageOptions], kind: type) -> list[str]:
+def marks(model: type[Options], kind: type) -> list[str]:
     """Names of the fields that carry a mark of this kind, in order."""
     return [
         name for name, field in model.model_fields.items() if any(isinstance(mark, kind) for mark in field.metadata)

@@ -58,7 +58,12 @@ def key_of(stage: Stage, options: StageOptions, llamacpp: str, emit: Emit) -> Ke
     inputs: dict[str, Artifact] = {}
     models: dict[str, ModelUsed] = {}
     for name in marks(model, InputFile):
-        if (value := getattr(options, name)) is not None:
+        value = getattr(options, name)
+        if isinstance(value, tuple):
+            for index, item in enumerate(value):
+                inputs[f"{name}[{index}]"] = described(shipped.data_path(item), str(item), emit)
+            values[name] = [inputs[f"{name}[{index}]"].sha256 for index in range(len(value))]
+        elif value is not None:
             inputs[name] = described(shipped.data_path(value), str(value), emit)
             values[name] = inputs[name].sha256
     for name in marks(model, NameOrFile):

@@ -194,8 +194,9 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 
 def _check_needs(step: Step, options: StageOptions) -> None:
-    for option, need in step.needs.items():
-        path = Path(str(getattr(options, option)))
+    for (option, index), need in step.needs.items():
+        value = getattr(options, option)
+        path = Path(str(value if index is None else value[index]))
         if not path.exists():
             raise UsageError(
                 f"{step.id}: ${{{need.step}.{need.output}}} is not there: {need.step} did not make it",

@@ -9,7 +9,7 @@ from typing import Any
 from pillm.core.errors import PillmError
 from pillm.core.paths import expanded
 from pillm.models import refs
-from pillm.pipeline.yaml_lines import Document
+from pillm.core.yaml_lines import Document
 
 _CARD = "README.md"
 

@@ -9,7 +9,7 @@ prints the canonical line. The grammar is derived from the options model alone:
     --empty-name           an empty list, where the default is not empty
     --none-name            no value, where the default is one
     --name, --no-name      true, false
-    VALUE                  alone, the stage's first required input
+    VALUE                  alone, the stage's first input; several, if that is a list
 
 `build` writes only what differs from the defaults, always with `=`, so that a value may begin
 with a dash. `parse(build(stage, options).argv)` gives the same options for every stage.
@@ -27,17 +27,17 @@ from pydantic.fields import FieldInfo
 
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, UsageError
-from pillm.core.options import InputFile, ModelReference, StageOptions, marks
+from pillm.core.options import InputFile, ModelReference, Options, marks
 from pillm.core.process import HUGE_PAGES
 from pillm.pipeline.problems import did_you_mean, problems
-from pillm.pipeline.stages import STAGES, Stage
+from pillm.pipeline.stages import COMMANDS, Stage
 
 PROGRAM = "pillm"
 
 
-def build(stage: Stage, options: StageOptions) -> Command:
+def build(stage: Stage, options: Options) -> Command:
     """The command that runs `stage` with these options, as a person would type it."""
-    return Command((PROGRAM, stage.name, *_arguments(options)))
+    return Command((PROGRAM, *stage.words, *_arguments(options)))
 
 
 def launcher(command: Command) -> Command:
@@ -45,7 +45,7 @@ def launcher(command: Command) -> Command:
     return Command((sys.executable, "-m", PROGRAM, *command.argv[1:]), {**HUGE_PAGES, **command.env}, command.cwd)
 
 
-def parse(argv: Sequence[str], table: Mapping[str, Stage] = STAGES) -> tuple[Stage, StageOptions]:
+def parse(argv: Sequence[str], table: Mapping[str, Stage] = COMMANDS) -> tuple[Stage, Options]:
     """The stage and options of a command's argument list, with or without the program's name.
 
     Raises UsageError with all that is wrong with it.
@@ -53,18 +53,19 @@ def parse(argv: Sequence[str], table: Mapping[str, Stage] = STAGES) -> tuple[Sta
     words = list(argv[1:] if argv and argv[0] == PROGRAM else argv)
     if not words:
         raise UsageError("there is no stage", f"stages: {', '.join(table)}")
-    stage = stage_of(words[0], table)
-    return stage, options_from(stage, _values(stage, words[1:]))
+    in_group = len(words) > 1 and any(words[0] == stage.group for stage in table.values())
+    stage = stage_of(words[1] if in_group else words[0], table)
+    return stage, options_from(stage, _values(stage, words[len(stage.words) :]))
 
 
-def stage_of(name: str, table: Mapping[str, Stage] = STAGES) -> Stage:
+def stage_of(name: str, table: Mapping[str, Stage] = COMMANDS) -> Stage:
     """The stage of this name. Raises UsageError."""
     if name not in table:
         raise UsageError(f"{name}: there is no such stage{did_you_mean(name, table)}", f"stages: {', '.join(table)}")
     return table[name]
 
 
-def options_from(stage: Stage, values: Mapping[str, Any]) -> StageOptions:
+def options_from(stage: Stage, values: Mapping[str, Any]) -> Options:
     """Options out of values as they stand on a command line (text, or lists of text).
 
     Raises UsageError with one line for each option that is missing or wrong.
@@ -74,18 +75,18 @@ def options_from(stage: Stage, values: Mapping[str, Any]) -> StageOptions:
         return model.model_validate(dict(values))
     except ValidationError as error:
         lines = [f"{flag(item.field) if item.field else stage.name} {item.message}" for item in problems(error, model)]
-        raise UsageError("\n".join(lines), f"see: {PROGRAM} {stage.name} --help") from error
+        raise UsageError("\n".join(lines), f"see: {PROGRAM} {' '.join(stage.words)} --help") from error
 
 
 def flag(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
+    """The flag of a field. An underscore at its end keeps the field apart from a method of the model."""
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
-def positional(model: type[StageOptions]) -> str | None:
-    """The field that may stand on the line without its flag: the first required input."""
+def positional(model: type[Options]) -> str | None:
+    """The field that may stand on the line without its flag: the first input."""
     inputs = {*marks(model, InputFile), *marks(model, ModelReference)}
-    return next((name for name, field in model.model_fields.items() if name in inputs and field.is_required()), None)
+    return next((name for name in model.model_fields if name in inputs), None)
 
 
 def is_list(field: FieldInfo) -> bool:
@@ -100,7 +101,7 @@ def is_switch(field: FieldInfo) -> bool:
 
 def negative(name: str, field: FieldInfo) -> str | None:
     """The flag that says no, none or nothing, where the field has a use for one."""
-    word = name.replace("_", "-")
+    word = flag(name).removeprefix("--")
     if is_switch(field):
         return f"--no-{word}"
     default = None if field.is_required() else field.get_default(call_default_factory=True)
@@ -109,7 +110,7 @@ def negative(name: str, field: FieldInfo) -> str | None:
     return f"--none-{word}" if default is not None and NoneType in get_args(field.annotation) else None
 
 
-def _arguments(options: StageOptions) -> Iterator[str]:
+def _arguments(options: Options) -> Iterator[str]:
     for name, field in type(options).model_fields.items():
         value = getattr(options, name)
         if not field.is_required() and value == field.get_default(call_default_factory=True):
@@ -139,15 +140,19 @@ def _values(stage: Stage, words: Sequence[str]) -> dict[str, Any]:
     for word in rest:
         head, equals, value = word.partition("=")
         if not word.startswith("-"):
+            if first and is_list(fields[first]):
+                values[first] = [*values.get(first, []), word]
+                continue
             if first is None or first in values:
-                raise UsageError(f"{word}: what is this?", f"see: {PROGRAM} {stage.name} --help")
+                raise UsageError(f"{word}: what is this?", f"see: {PROGRAM} {' '.join(stage.words)} --help")
             values[first] = word
         elif word in negatives:
             field = fields[negatives[word]]
             values[negatives[word]] = False if is_switch(field) else () if is_list(field) else None
         elif head not in flags:
             raise UsageError(
-                f"{head}: there is no such option{did_you_mean(head, flags)}", f"see: {PROGRAM} {stage.name} --help"
+                f"{head}: there is no such option{did_you_mean(head, flags)}",
+                f"see: {PROGRAM} {' '.join(stage.words)} --help",
             )
         else:
             name = flags[head]
@@ -156,7 +161,7 @@ def _values(stage: Stage, words: Sequence[str]) -> dict[str, Any]:
                 continue
             value = value if equals else next(rest, None)
             if value is None:
-                raise UsageError(f"{head} needs a value", f"see: {PROGRAM} {stage.name} --help")
+                raise UsageError(f"{head} needs a value", f"see: {PROGRAM} {' '.join(stage.words)} --help")
             values[name] = [*values.get(name, []), value] if is_list(fields[name]) else value
     return values
 

@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from pydantic import ValidationError
@@ -32,7 +32,7 @@ from pillm.core.paths import expanded
 from pillm.models import refs
 from pillm.pipeline.problems import did_you_mean, problems
 from pillm.pipeline.stages import STAGES, Stage
-from pillm.pipeline.yaml_lines import Document, Place, dotted, scalar
+from pillm.core.yaml_lines import Document, Place, dotted, scalar
 
 VERSION = 1
 TOP = ("profile", "name", "description", "stages")
@@ -48,18 +48,31 @@ class Reference(NamedTuple):
     output: str
 
 
+class Slot(NamedTuple):
+    """Where a reference stands: an option, and the element of it where it is a list."""
+
+    option: str
+    element: int | None = None
+
+
 class Step(msgspec.Struct, frozen=True):
-    """One stage of a plan: `values` as they stand in the profile, `needs` by option."""
+    """One stage of a plan: `values` as they stand in the profile, `needs` by where they stand."""
 
     id: str
     stage: Stage
     values: dict[str, Any]
-    needs: dict[str, Reference]
+    needs: dict[Slot, Reference]
 
     def options(self, out: Path, made: Mapping[str, Mapping[str, Path]]) -> StageOptions:
         """The stage's options with `out` set and each reference replaced by a path of `made[step][output]`."""
-        paths = {name: str(made[need.step][need.output]) for name, need in self.needs.items()}
-        return self.stage.options.model_validate({**self.values, **paths, "out": out})
+        values = {name: list(value) if isinstance(value, list) else value for name, value in self.values.items()}
+        for (name, index), need in self.needs.items():
+            path = str(made[need.step][need.output])
+            if index is None:
+                values[name] = path
+            else:
+                values[name][index] = path
+        return cast("StageOptions", self.stage.options.model_validate({**values, "out": out}))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -121,8 +134,8 @@ class _Reader:
         stages = {step: stage for step, section in sections.items() if (stage := self._stage(step, section))}
         steps = {step: self._step(step, stage, sections[step]) for step, stage in stages.items()}
         for step in steps.values():
-            for option, need in step.needs.items():
-                self._check_need(step, option, need, stages, sections)
+            for slot, need in step.needs.items():
+                self._check_need(step, slot, need, stages, sections)
         return self._in_order(steps)
 
     def _sections(self) -> dict[str, dict[str, Any]]:
@@ -206,24 +219,35 @@ class _Reader:
             for item in problems(error, model):
                 code = "missing-option" if item.missing else "unknown-option" if item.unknown else "wrong-value"
                 self._wrong_option(step, item.field, code, item.message, item.element)
-        needs: dict[str, Reference] = {}
+        needs: dict[Slot, Reference] = {}
         takes = {*marks(model, InputFile), *marks(model, ModelReference)}
-        for option, value in section.items():
-            if not isinstance(value, str) or "${" not in value or option not in model.model_fields:
+        for option, given in section.items():
+            if option not in model.model_fields:
                 continue
-            match = _REFERENCE.fullmatch(value)
-            if match and option in takes:
-                needs[option] = Reference(*_halves(match[1]))
-            elif option in takes:
-                self._wrong_option(step, option, "bad-reference", f"write ${{STAGE.OUTPUT}} alone, not {value!r}")
-            else:
-                self._wrong_option(step, option, "bad-reference", "this option takes no file, so no ${STAGE.OUTPUT}")
-        values = {option: self._located(step, stage, option, section[option], needs) for option in section}
+            slots = enumerate(given) if isinstance(given, list) else [(None, given)]
+            for index, value in slots:
+                if not isinstance(value, str) or "${" not in value:
+                    continue
+                match = _REFERENCE.fullmatch(value)
+                if match and option in takes:
+                    needs[Slot(option, index)] = Reference(*_halves(match[1]))
+                elif option in takes:
+                    said = f"write ${{STAGE.OUTPUT}} alone, not {value!r}"
+                    self._wrong_option(step, option, "bad-reference", said, index)
+                else:
+                    said = "this option takes no file, so no ${STAGE.OUTPUT}"
+                    self._wrong_option(step, option, "bad-reference", said, index)
+        values = {
+            option: [self._located(step, stage, option, item) for item in given]
+            if isinstance(given, list)
+            else self._located(step, stage, option, given)
+            for option, given in section.items()
+        }
         return Step(step, stage, values, needs)
 
-    def _located(self, step: str, stage: Stage, option: str, value: Any, needs: Mapping[str, Reference]) -> Any:
+    def _located(self, step: str, stage: Stage, option: str, value: Any) -> Any:
         """The value with a relative path made relative to the profile, and looked for."""
-        if not isinstance(value, str) or option in needs or "${" in value:
+        if not isinstance(value, str) or "${" in value:
             return value
         model = stage.options
         here = Path() if (step, option) in self.typed else self.folder
@@ -259,18 +283,19 @@ class _Reader:
     def _check_need(
         self,
         step: Step,
-        option: str,
+        slot: Slot,
         need: Reference,
         stages: Mapping[str, Stage],
         sections: Mapping[str, Any],
     ) -> None:
         if need.step not in sections:
             message = f"the profile has no stage {need.step}{did_you_mean(need.step, sections)}"
-            self._wrong_option(step.id, option, "unknown-stage", message)
+            self._wrong_option(step.id, slot.option, "unknown-stage", message, slot.element)
         elif need.step in stages and need.output not in stages[need.step].outputs:
             outputs = stages[need.step].outputs
             message = f"{need.step} has no output {need.output or '(none named)'}{did_you_mean(need.output, outputs)}"
-            self._wrong_option(step.id, option, "unknown-output", message, None, f"outputs: {', '.join(outputs)}")
+            hint = f"outputs: {', '.join(outputs)}"
+            self._wrong_option(step.id, slot.option, "unknown-output", message, slot.element, hint)
 
     def _in_order(self, steps: dict[str, Step]) -> list[Step]:
         """A topological order that keeps the profile's own wherever it can; cycles become findings."""

@@ -16,7 +16,7 @@ from pillm.core.paths import expanded
 from pillm.pipeline import profile_schema
 from pillm.pipeline.problems import bounds, did_you_mean, literals
 from pillm.pipeline.profile import VERSION, Step, load
-from pillm.pipeline.yaml_lines import Document, scalar
+from pillm.core.yaml_lines import Document, scalar
 
 HERE = Path("profiles")
 _SUFFIXES = (".yaml", ".yml")
@@ -106,9 +106,13 @@ def _option(step: Step, option: str, folder: Path) -> list[str]:
 def _moved(step: Step, option: str, folder: Path) -> Any:
     value = step.values[option]
     files = {*marks(step.stage.options, InputFile), *marks(step.stage.options, ModelReference)}
-    if option in files and option not in step.needs and isinstance(value, str) and Path(value).exists():
-        return os.path.relpath(value, folder)
-    return value
+
+    def moved(item: Any) -> Any:
+        if option in files and isinstance(item, str) and "${" not in item and Path(item).exists():
+            return os.path.relpath(item, folder)
+        return item
+
+    return [moved(item) for item in value] if isinstance(value, list) else moved(value)
 
 
 def _yaml(value: Any) -> str:

@@ -2,6 +2,9 @@
 
 Adding a stage is a room, its options, its run, and one row here. Flags, YAML sections, command
 builder, cache keys and forms all come from this table. Nothing heavy is imported by reading it.
+
+Rows of TOOLS have options and an entry point, too, but are no stages of a run: what they make goes
+where the user says, or only to the screen. Profiles and the engine do not know them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import msgspec
 
 if TYPE_CHECKING:  # pydantic takes a third of the time of `pillm --help`; only a stage needs it
     from pillm.core.events import Emit
-    from pillm.core.options import StageOptions
+    from pillm.core.options import Options
     from pillm.core.stage import Result
 
 
@@ -31,21 +34,28 @@ class Stage(msgspec.Struct, frozen=True):
     """Whether the same inputs and options give the same bytes in every output on one machine."""
     per_machine: bool = False
     """Whether the outputs say something about the machine, so that another machine's do not count."""
+    group: str = ""
+    """The word before the name on the command line, where there is one: `pillm dataset card`."""
 
     @property
-    def options(self) -> type[StageOptions]:
+    def words(self) -> tuple[str, ...]:
+        """How the stage is asked for on the command line."""
+        return (self.group, self.name) if self.group else (self.name,)
+
+    @property
+    def options(self) -> type[Options]:
         """The options model."""
-        return cast("type[StageOptions]", _load(self.options_at))
+        return cast("type[Options]", _load(self.options_at))
 
     @property
     def run(self) -> Callable[[Any, Emit], Result]:
         """The entry point; importing it may import torch."""
         return cast("Callable[[Any, Emit], Result]", _load(self.run_at))
 
-    def output_paths(self, options: StageOptions) -> dict[str, Path]:
+    def output_paths(self, options: Options) -> dict[str, Path]:
         """Where each output of a run with these options is published."""
         fields = options.model_dump()
-        return {name: options.out / path.format(**fields) for name, path in self.outputs.items()}
+        return {name: fields["out"] / path.format(**fields) for name, path in self.outputs.items()}
 
 
 def _load(place: str) -> object:
@@ -56,6 +66,8 @@ def _load(place: str) -> object:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
+        Stage("card", "Describe a dataset: card, Croissant, hashes", "pillm.data.options:CardOptions", "pillm.data.dataset_card:run",
+              {"readme": "README.md", "croissant": "croissant.json", "card": "dataset_card.json"}, group="dataset"),
         Stage("label", "A teacher answers prompts", "pillm.teach.options:LabelOptions", "pillm.teach.label:run",
               {"labelled": "labelled.jsonl", "rejected": "rejected.jsonl", "report": "label.json"}, deterministic=False),
         Stage("train", "A student learns from dialogues", "pillm.train.options:TrainOptions", "pillm.train.run:run",
@@ -70,3 +82,21 @@ STAGES: dict[str, Stage] = {
               {"report": "bench.json"}, deterministic=False, per_machine=True),
     )
 }  # fmt: skip
+
+TOOLS: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("validate", "Find every fault by line", "pillm.data.options:ValidateOptions", "pillm.data.validate:run", {}, group="dataset"),
+        Stage("coverage", "Varieties, registers and tools, declared and evident", "pillm.data.options:CoverageOptions",
+              "pillm.data.coverage:run", {}, group="dataset"),
+        Stage("stats", "Counts and lengths", "pillm.data.options:StatsOptions", "pillm.data.stats:run", {}, group="dataset"),
+        Stage("dedup", "Leave out exact and near duplicates", "pillm.data.options:DedupOptions", "pillm.data.dedup:run", {}, group="dataset"),
+        Stage("split", "Split into train, validation and test", "pillm.data.options:SplitOptions", "pillm.data.split:run", {}, group="dataset"),
+        Stage("convert", "From and to the formats of other tools", "pillm.data.options:ConvertOptions", "pillm.data.convert:run", {}, group="dataset"),
+    )
+}  # fmt: skip
+
+COMMANDS = {**STAGES, **TOOLS}
+"""Everything that has options: what the command line, the command builder and the forms show."""
+
+GROUPS = {"dataset": "Datasets: check, describe, count, split, convert"}

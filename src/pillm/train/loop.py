@@ -311,7 +311,7 @@ def _restore(
 def identity_of(options: TrainOptions, settings: Settings, student: str, work: Plan) -> str:
     """Hash of all that the loss curve depends on: options, settings, student, and every token in order."""
     digest = hashlib.sha256(student.encode())
-    digest.update(options.model_dump_json(exclude={"out", "checkpoint_every", "data", "student"}).encode())
+    digest.update(options.model_dump_json(exclude={"out", "checkpoint_every", "data", "card", "student"}).encode())
     digest.update(
         msgspec.json.encode([settings.device, settings.dtype, settings.learning_rate, str(torch.__version__)])
     )

@@ -14,6 +14,9 @@ class TrainOptions(StageOptions):
     """Train a student on labelled dialogues; the result is a merged model that stands alone."""
 
     data: Annotated[Path, InputFile()] = Field(description="Labelled dataset (JSONL, or dataset:NAME/SPLIT)")
+    card: Annotated[Path | None, InputFile()] = Field(
+        None, description="dataset_card.json of the data (pillm dataset card): put beside the model, its hash in train.json"
+    )
     student: Annotated[str, ModelReference()] = Field(
         description="Student: hf:org/name@rev, pkg:distribution, folder or .gguf"
     )

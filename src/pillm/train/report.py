@@ -33,6 +33,8 @@ class TrainReport(msgspec.Struct, frozen=True):
     last_validation_loss: float | None
     hyperparameters: list[tuple[str, str, str]]
     """Name, value, where it came from."""
+    dataset_card: str | None = None
+    """sha256 of the dataset's card, of which a copy stands in the model's folder."""
 
 
 def load(path: Path) -> TrainReport:

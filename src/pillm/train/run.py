@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import random
 import shutil
@@ -48,6 +49,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     file = data_path(options.data)
+    card = _read_card(options.card)
     records = _answered(jsonl.read(file), str(options.data), emit)
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -114,8 +116,9 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         first_validation_loss=log[0].validation_loss,
         last_validation_loss=log[-1].validation_loss,
         hyperparameters=[row for row in hyperparameters if row[0] not in unrelated],
+        dataset_card=hashlib.sha256(card).hexdigest() if card else None,
     )
-    outputs = _publish(options, final, tokenizer, template, log, report, emit)
+    outputs = _publish(options, final, tokenizer, template, log, report, card, emit)
     metrics = {
         "first_loss": log[0].loss,
         "last_loss": log[-1].loss,
@@ -124,6 +127,17 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         "tokens": log[-1].tokens,
     }
     return Result(outputs, metrics)
+
+
+def _read_card(path: Path | None) -> bytes:
+    """The card's bytes, before hours of training end at a file that is not there."""
+    if path is None:
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = "make one: pillm dataset card"
+        raise UsageError(f"--card={path}: cannot be read ({error.strerror})", hint) from error
 
 
 def _answered(records: list[Record], file: str, emit: Emit) -> list[Record]:
@@ -163,6 +177,7 @@ def _publish(
     template: ChatTemplate,
     log: list[Any],
     report: TrainReport,
+    card: bytes,
     emit: Emit,
 ) -> dict[str, Any]:
     out = options.out
@@ -173,6 +188,8 @@ def _publish(
             final.config.name_or_path = ""
             _save(final, partial)
             tokenizer.save_pretrained(partial)
+            if card:
+                (partial / "dataset_card.json").write_bytes(card)
         write_atomic(outputs["log"], b"".join(msgspec.json.encode(step) + b"\n" for step in log))
         write_atomic(outputs["report"], msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     emit(Progress("merging", 1, 1, "models"))

@@ -84,7 +84,7 @@ def training_bytes(options: TrainOptions, parameters: int, layers: int, width: i
 def table(options: TrainOptions, settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Every hyperparameter as (name, value, where it came from)."""
     for name in type(options).model_fields:
-        if name in ("out", "data", "student"):
+        if name in ("out", "data", "card", "student"):
             continue
         value = getattr(settings, name, getattr(options, name))
         if reason := settings.reasons.get(name):

@@ -1,4 +1,4 @@
-"""YAML with the line of every key: what profiles are read with.
+"""YAML with the line of every key: what profiles and other files of settings are read with.
 
 Scalars follow YAML 1.2's core schema, not PyYAML's 1.1: `on`, `off` and `no` are words (options
 have such values), and `1e-3` is a number.
@@ -16,7 +16,7 @@ from pillm.core.findings import Finding
 Place = tuple[str | int, ...]
 """Keys and indexes from the top of a document to a value."""
 
-# A profile is a page of text. The limit is on nodes after aliases are followed, since eight lines
+# Such a file is a page of text. The limit is on nodes after aliases are followed, since eight lines
 # of aliases can stand for a billion of them.
 MAX_NODES = 20_000
 
@@ -76,7 +76,7 @@ class Document:
         self._nodes += 1
         if id(node) in above or self._nodes > MAX_NODES:
             if self._nodes <= MAX_NODES or not any(item.code == "too-large" for item in self.findings):
-                self._wrong("too-large", "aliases make this larger than a profile can be", node.start_mark.line + 1)
+                self._wrong("too-large", "aliases make this larger than such a file can be", node.start_mark.line + 1)
             return None
         above = (*above, id(node))
         if isinstance(node, yaml.MappingNode):

