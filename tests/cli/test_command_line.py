@@ -62,9 +62,7 @@ def test_the_help_of_a_stage_shows_each_option_with_unit_bounds_choices_and_defa
     assert (done.returncode, done.stderr) == (0, "")
     for name, field in stage.options.model_fields.items():
         (line,) = [
-            row
-            for row in done.stdout.splitlines()
-            if f"{pipeline_ops.flag(name)} " in row and field.description in row
+            row for row in done.stdout.splitlines() if f"{pipeline_ops.flag(name)} " in row and field.description in row
         ]
         if field.is_required():
             assert "[required]" in line

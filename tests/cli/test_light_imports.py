@@ -49,7 +49,13 @@ def test_no_light_module_brings_a_heavy_package_along() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["doctor", "--help"], ["run", "--help"], *([*stage.words, "--help"] for stage in COMMANDS.values())],
+    [
+        ["--help"],
+        ["--version"],
+        ["doctor", "--help"],
+        ["run", "--help"],
+        *([*stage.words, "--help"] for stage in COMMANDS.values()),
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (

@@ -152,7 +152,7 @@ def test_targets_are_compared_with_wildcards_and_shares(tmp_path: Path) -> None:
         ("targets:\n  - records: 1\n  - share: 1.5\n", 3, "above 0 and up to 1"),
         ("targets:\n  - share: .nan\n", 2, "above 0 and up to 1"),
         ("targets:\n  - records: 1\n    langauge: fr\n", 3, "this key is not known"),
-        ("targets:\n  - {records: 1, records: 2}\n", 2, "twice"),
+        ("targets:\n  - {records: 1, records: 2}\n", 2, "stands already"),
         ("targets:\n  - {records: 1, tool: [a]}\n", 2, "not a word"),
         ("targets:\n  - just a word\n", 2, "either"),
         ("targets: 3\n", 1, "no list"),

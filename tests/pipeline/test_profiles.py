@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from pillm.core.errors import ProfileError, UsageError
+from pillm.core.yaml_lines import Document, scalar
 from pillm.pipeline import engine, profile_schema, profiles
 from pillm.pipeline.profile import load
 from pillm.pipeline.stages import STAGES
-from pillm.core.yaml_lines import Document, scalar
 
 SHIPPED = sorted(profiles.folders()[-1].glob("*.yaml"))
 

@@ -118,6 +118,13 @@ CODES: dict[str, Code] = {
     "line-separator": Code("warning", "U+2028 or U+2029, which some readers take as the line's end", "use \\n"),
     "private-character": Code("warning", "a private-use character, which means nothing elsewhere", "take it out"),
     "chat-markup": Code("warning", "a chat template's own marker inside a text", "take it out: it would end the turn"),
+    # What `split`, `dedup` and `convert` say.
+    "not-a-record": Code("error", "a line that is no record", "run: pillm dataset validate"),
+    "leakage": Code("error", "a record that repeats one of another split, exactly or nearly", "take it out of one of them"),
+    "not-convertible": Code("error", "a record that cannot be read from, or written to, a format", "mend it, or leave it out"),
+    # What `coverage` and `card` say of languages.
+    "other-language": Code("warning", "a text in another language than the record declares", "mend the locale or the text"),
+    "other-variety": Code("warning", "words of other varieties than the one that the record declares", "mend the locale or the words"),
 }  # fmt: skip
 
 

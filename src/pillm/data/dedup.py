@@ -18,7 +18,7 @@ import numpy as np
 
 from pillm.core.artifacts import artifact_of
 from pillm.core.errors import FindingsError, UsageError
-from pillm.core.events import Emit, Log, Made, Output, Progress
+from pillm.core.events import Emit, Log, Made, Output
 from pillm.core.findings import Finding
 from pillm.core.jsonl import MAX_FINDINGS
 from pillm.core.stage import Result
@@ -181,18 +181,14 @@ def _place(found: Duplicates, source: int, line: int) -> str:
 def _write(
     folder: Path, targets: dict[Path, str], found: Duplicates, faults: _Faults, data: list[Source], emit: Emit
 ) -> None:
-    size, done = sum(source.size for source in data) / 1e6, 0.0
     number = {source: index for index, source in enumerate(found.sources)}
+    lines = rewrite.reader(data, emit)
     with rewrite.files(folder, targets) as files:
         for source, file in zip(data, files, strict=True):
             left_out = set(found.line[faults.out & (found.source == number[source])].tolist())
-            for line, content in rewrite.lines(source):
+            for line, content in lines(source):
                 if line not in left_out:
                     file.write(content)
-                if line % 20_000 == 0:
-                    emit(Progress("writing", done, size, "MB"))
-            done += source.size / 1e6
-            emit(Progress("writing", done, size, "MB"))
     for path in targets:
         emit(Made(path.name, artifact_of(path)))
 

@@ -7,9 +7,8 @@ System prompt and declared tools do not count: they are the same in thousands of
 - exact: the same turns, after NFC and with every run of blanks as one; keys of arguments in any order.
 - near: the Jaccard similarity of the sets of word triples reaches a threshold. Case and the marks of a
   sentence do not count, other signs do. In scripts without spaces a character is a word. The dialogue's
-  beginning and end count as words, so one changed word in the middle changes 3 of n + 2 triples: at 0.8,
-  dialogues that differ in one word are near duplicates from about 25 words on; shorter ones only if all
-  their words are the same.
+  beginning and end count as words, so one changed word changes 3 of n + 2 triples: at 0.8, dialogues with
+  one other word are near duplicates from 25 words on, those with one word more from 21 on.
 
 All pairs above the threshold are found (see `set_join`). Triples are compared by 32-bit hashes: two
 dialogues of 100 words have one chance in 400,000 of being taken for 1 % more alike than they are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -12,29 +12,41 @@ import zstandard
 
 from pillm.core.artifacts import atomic_file
 from pillm.core.errors import FindingsError, UsageError, writing
+from pillm.core.events import Emit, Progress
 from pillm.data import codes
 from pillm.data.inputs import Source, blocks
 
+Lines = Callable[[Source], Iterator[tuple[int, bytes]]]
 
-def lines(source: Source) -> Iterator[tuple[int, bytes]]:
-    """Every line of a file with its number from 1 and its line end, if it has one; blank lines, too.
 
-    Raises FindingsError for what cannot be copied: a damaged compressed file, a line that is too long.
+def reader(sources: Sequence[Source], emit: Emit) -> Lines:
+    """A function that gives every line of one of `sources`, with its number from 1 and its line end, if it has one.
+
+    Blank lines are given, too. The function raises FindingsError for what cannot be copied: a damaged
+    compressed file, a line that is too long. How much of all the sources was read is told as "writing".
     """
-    before = 0
-    for block in blocks([source]):
-        if block.broken:
-            raise damaged(source, block.broken)
-        number = before
-        for line in block.lines():
-            number = before + line.number
-            if line.size > len(line.data):
-                fault = codes.Fault("line-too-long", "$", f"the line is {line.size:,} bytes long")
-                raise FindingsError(
-                    f"{source.name}: a line is too long", [codes.finding(fault, source.name, number, line.byte)]
-                )
-            yield number, line.data if line.byte + line.size == block.end else line.data + b"\n"
-        before = number
+    total = None if any(source.packing for source in sources) else sum(source.size for source in sources) / 1e6
+    done = 0
+
+    def lines(source: Source) -> Iterator[tuple[int, bytes]]:
+        nonlocal done
+        before = 0
+        for block in blocks([source]):
+            if block.broken:
+                raise damaged(source, block.broken)
+            number = before
+            for line in block.lines():
+                number = before + line.number
+                if line.size > len(line.data):
+                    fault = codes.Fault("line-too-long", "$", f"the line is {line.size:,} bytes long")
+                    found = codes.finding(fault, source.name, number, line.byte)
+                    raise FindingsError(f"{source.name}: a line is too long", [found])
+                yield number, line.data if line.byte + line.size == block.end else line.data + b"\n"
+            before = number
+            done += block.end - block.start
+            emit(Progress("writing", done / 1e6, total, "MB"))
+
+    return lines
 
 
 def damaged(source: Source, reason: str) -> FindingsError:

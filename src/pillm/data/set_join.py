@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-WINDOW = 1000
+WINDOW = 400
 """A member that is among the rarest of more sets than this has each of them compared to so many of the next
 smaller ones only. That keeps the time linear where thousands of sets differ in hardly anything."""
 KEPT = 16

@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -276,21 +277,18 @@ def _units(clusters: Array, groups: Array) -> Array:
     return components(len(groups), left, np.concatenate((clusters, first[groups[grouped]])))
 
 
-def _write(options: SplitOptions, targets: dict, sources: list[Source], chosen: Array, emit: Emit) -> None:
-    number, done = 0, 0.0
-    size = sum(source.size for source in sources) / 1e6
+def _write(options: SplitOptions, targets: dict[Path, str], sources: list[Source], chosen: Array, emit: Emit) -> None:
+    number = 0
+    lines = rewrite.reader(sources, emit)
     with rewrite.files(options.out, targets) as files:
         for source in sources:
-            for line, content in rewrite.lines(source):
+            for line, content in lines(source):
                 if line == 1:
                     content = content.removeprefix(_BYTE_ORDER_MARK)
                 if not content.strip():
                     continue
                 files[chosen[number]].write(content if content.endswith(b"\n") else content + b"\n")
                 number += 1
-                if number % 20_000 == 0:
-                    emit(Progress("writing", done, size, "MB"))
-            done += source.size / 1e6
     for path in targets:
         emit(Made(path.stem, artifact_of(path)))
 

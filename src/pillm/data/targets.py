@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from pillm.core.errors import ProfileError, UsageError
 from pillm.core.findings import Finding
+from pillm.core.yaml_lines import Document, Place, dotted
 
 
 class Target(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,25 +72,23 @@ class Cell(msgspec.Struct, frozen=True):
     other_language: int = 0
 
 
-_KEYS = {"locale": str, "register": str, "tool": str, "records": int, "share": float}
+_KINDS = {
+    "locale": "a word",
+    "register": "a word",
+    "tool": "a word",
+    "records": "a whole number from 1",
+    "share": "a number above 0 and up to 1",
+}
 
 
 def read(path: Path) -> tuple[Target, ...]:
     """The targets of a file. Raises UsageError, or ProfileError with all that is wrong by line."""
     try:
-        node = yaml.compose(path.read_bytes().decode("utf-8"), Loader=yaml.SafeLoader)
+        document = Document(str(path), path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: the file is not UTF-8", "save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise UsageError(f"{path}:{line}: {getattr(error, 'problem', None) or 'no YAML'}", "check this line") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply", "see docs/dataset.md") from error
-    found: list[Finding] = []
-    targets = [_target(item, str(path), found) for item in _items(node, str(path), found)]
+    found = list(document.findings)
+    targets = [] if found else [_target(document, item, place, found) for item, place in _items(document, found)]
     if found:
         raise ProfileError(f"{path}: {len(found)} findings" if len(found) > 1 else f"{path}: 1 finding", found)
     return tuple(target for target in targets if target)
@@ -118,57 +116,43 @@ def met(target: Target, cells: Iterable[Cell], records: int) -> Met:
     )
 
 
-def _wrong(file: str, node: yaml.Node | None, where: str, message: str, hint: str) -> Finding:
-    line = node.start_mark.line + 1 if node else 1
-    return Finding(file=file, line=line, path=where, code="target", message=message, hint=hint)
+def _wrong(document: Document, place: Place, message: str, hint: str) -> Finding:
+    line, path = document.line(place), dotted(place) or "targets"
+    return Finding(file=document.file, line=line, path=path, code="target", message=message, hint=hint)
 
 
-def _items(node: yaml.Node | None, file: str, found: list[Finding]) -> list[yaml.Node]:
-    hint = "write `targets:`, then one `- {locale: fr-CA, records: 50}` a line"
-    keys = {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+def _items(document: Document, found: list[Finding]) -> list[tuple[Any, Place]]:
+    keys = document.data if isinstance(document.data, dict) else {}
     for key in keys:
         if key != "targets":
-            found.append(_wrong(file, node, str(key), "this key is not known", "the only key is `targets`"))
+            found.append(_wrong(document, (key,), "this key is not known", "the only key is `targets`"))
     listed = keys.get("targets")
-    if isinstance(listed, yaml.SequenceNode) and listed.value:
-        return listed.value
-    found.append(_wrong(file, listed or node, "targets", "there is no list of targets", hint))
+    if isinstance(listed, list) and listed:
+        return [(item, ("targets", index)) for index, item in enumerate(listed)]
+    hint = "write `targets:`, then one `- {locale: fr-CA, records: 50}` a line"
+    found.append(_wrong(document, ("targets",), "there is no list of targets", hint))
     return []
 
 
-def _target(node: yaml.Node, file: str, found: list[Finding]) -> Target | None:
-    before, given = len(found), {}
-    for key_node, value_node in node.value if isinstance(node, yaml.MappingNode) else ():
-        key = str(key_node.value)
-        value = _value(value_node, _KEYS.get(key))
-        if key not in _KEYS:
-            found.append(
-                _wrong(file, key_node, f"targets.{key}", "this key is not known", f"known are {', '.join(_KEYS)}")
-            )
-        elif key in given:
-            found.append(_wrong(file, key_node, f"targets.{key}", "this key stands here twice", "keep one of the two"))
-        elif value is None:
-            wanted = {"records": "a whole number from 1", "share": "a number above 0 and up to 1"}.get(key, "a word")
-            found.append(
-                _wrong(file, value_node, f"targets.{key}", f"{value_node.value!r} is not {wanted}", "mend the value")
-            )
-        else:
-            given[key] = value
+def _target(document: Document, item: Any, place: Place, found: list[Finding]) -> Target | None:
+    before, given = len(found), item if isinstance(item, dict) else {}
+    for key, value in given.items():
+        if key not in _KINDS:
+            hint = f"known are {', '.join(_KINDS)}"
+            found.append(_wrong(document, (*place, key), "this key is not known", hint))
+        elif not _fits(key, value):
+            message = f"{str(value)[:40]!r} is not {_KINDS[key]}"
+            hint = "put it in quotes if it is a name" if _KINDS[key] == "a word" else "mend the value"
+            found.append(_wrong(document, (*place, key), message, hint))
     if len(found) == before and ("records" in given) == ("share" in given):
-        found.append(_wrong(file, node, "targets", "a target has either `records` or `share`", "give one of the two"))
-    return Target(node.start_mark.line + 1, **given) if len(found) == before else None
+        message = "a target has either `records` or `share`"
+        found.append(_wrong(document, place, message, "give one of the two"))
+    return Target(document.line(place), **given) if len(found) == before else None
 
 
-def _value(node: yaml.Node, kind: type | None) -> Any:
-    """The value if it is of this kind and in its range, else None. `on` and `no` are words here."""
-    if not isinstance(node, yaml.ScalarNode):
-        return None
-    if kind is str:
-        return node.value
-    try:
-        number = kind(node.value) if kind else None
-    except ValueError:
-        return None
-    if number is None or not number > 0 or (kind is float and number > 1):
-        return None
-    return number
+def _fits(key: str, value: Any) -> bool:
+    if _KINDS[key] == "a word":
+        return isinstance(value, str)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, int) and value > 0 if key == "records" else 0 < value <= 1

@@ -1,8 +1,8 @@
 """Evidence for varieties of a language: words and spellings that one variety has and another has not.
 
 It never labels. Each marker of `lexicons/LANGUAGE.yaml` names the varieties whose standard usage has
-it, with its source; what remains after all markers of a text is what they are evidence for. No marker,
-or markers that exclude every variety: it abstains.
+it, with its source; what remains after all markers of a text is what they are evidence for. It abstains if
+there is no marker, only one that is weak, or if they exclude every variety.
 
 A text is searched as Latin-1 in lower case, split at all that is no letter or digit, which is one pass
 of C over it; every word is then one look-up. Phrases and patterns are only tried where a word of theirs,
@@ -32,6 +32,8 @@ class Marker(NamedTuple):
     name: str
     varieties: int
     acronym: bool = False
+    weak: bool = False
+    """Says nothing alone."""
 
 
 class Pattern(NamedTuple):
@@ -96,7 +98,7 @@ def evidence(text: str, language: str) -> Evidence:
         return Evidence(language, "silent")
     book = lexicon(language)
     found = _found(text, book)
-    if not found:
+    if not found or (len(found) == 1 and next(iter(found)).weak):
         return Evidence(language, "silent", possible=book.varieties)
     left, counts = (1 << len(book.varieties)) - 1, dict.fromkeys(book.varieties, 0)
     for marker, count in found.items():
@@ -128,7 +130,10 @@ def lexicon(language: str) -> Lexicon:
         for entry in group["words"]:
             entries += 1
             for form in _expanded(entry):
-                marker, parts = Marker(form.lower(), bits, form != form.lower()), _folded(form).split()
+                marker, parts = (
+                    Marker(form.lower(), bits, form != form.lower(), group.get("weak", False)),
+                    _folded(form).split(),
+                )
                 if len(parts) > 1:
                     key = max(parts, key=len)
                     phrases.setdefault(key, []).append((parts.index(key), parts, marker))

@@ -8,8 +8,8 @@ from typing import Any
 
 from pillm.core.errors import PillmError
 from pillm.core.paths import expanded
-from pillm.models import refs
 from pillm.core.yaml_lines import Document
+from pillm.models import refs
 
 _CARD = "README.md"
 

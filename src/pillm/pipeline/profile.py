@@ -29,10 +29,10 @@ from pillm.core.errors import ProfileError, UsageError
 from pillm.core.findings import Finding
 from pillm.core.options import InputFile, ModelReference, NameOrFile, StageOptions, marks
 from pillm.core.paths import expanded
+from pillm.core.yaml_lines import Document, Place, dotted, scalar
 from pillm.models import refs
 from pillm.pipeline.problems import did_you_mean, problems
 from pillm.pipeline.stages import STAGES, Stage
-from pillm.core.yaml_lines import Document, Place, dotted, scalar
 
 VERSION = 1
 TOP = ("profile", "name", "description", "stages")

@@ -13,10 +13,10 @@ import msgspec
 from pillm.core.errors import UsageError
 from pillm.core.options import InputFile, ModelReference, marks
 from pillm.core.paths import expanded
+from pillm.core.yaml_lines import Document, scalar
 from pillm.pipeline import profile_schema
 from pillm.pipeline.problems import bounds, did_you_mean, literals
 from pillm.pipeline.profile import VERSION, Step, load
-from pillm.core.yaml_lines import Document, scalar
 
 HERE = Path("profiles")
 _SUFFIXES = (".yaml", ".yml")

@@ -15,7 +15,8 @@ class TrainOptions(StageOptions):
 
     data: Annotated[Path, InputFile()] = Field(description="Labelled dataset (JSONL, or dataset:NAME/SPLIT)")
     card: Annotated[Path | None, InputFile()] = Field(
-        None, description="dataset_card.json of the data (pillm dataset card): put beside the model, its hash in train.json"
+        None,
+        description="dataset_card.json of the data (pillm dataset card): put beside the model, its hash in train.json",
     )
     student: Annotated[str, ModelReference()] = Field(
         description="Student: hf:org/name@rev, pkg:distribution, folder or .gguf"
