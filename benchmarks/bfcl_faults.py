@@ -1,6 +1,6 @@
 """Every schema fault of the Berkeley function-calling data (BFCL v4), and whether another validator agrees.
 
-    pip download --no-deps bfcl-eval && python benchmarks/bfcl_faults.py bfcl_eval-*.whl [--out FOLDER]
+    pip download --no-deps bfcl-eval && python benchmarks/bfcl_faults.py bfcl_eval-*.whl [--out FOLDER] [--list]
 
 The questions become prompts, and where there is one, the first accepted answer becomes the assistant's call.
 BFCL writes types in the words of Python, Java and JavaScript; its own harness maps those to JSON Schema's
@@ -140,6 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--out", type=Path, help="folder to keep the converted data and the findings in")
+    parser.add_argument("--list", action="store_true", help="print every fault of a schema and of a call")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or Path(folder)
@@ -167,6 +168,11 @@ def main() -> int:
             ours[item["line"]].add(f"schema of {steps[1]}")
         elif item["code"] in ARGUMENT_CODES:
             ours[item["line"]].add(f"arguments of {steps[2]}")
+    if given.list:
+        for item in findings:
+            if item["code"] in SCHEMA_CODES | {"wrong-arguments"}:
+                place = item["path"].partition("parameters.")[2] or item["path"].partition("arguments")[2].lstrip(".")
+                print(f"| {lines[item['line'] - 1]['id']} | {item['code']} | `{place}` | {item['message']} |")
     disagree = 0
     theirs_total = Counter[str]()
     for number, line in enumerate(lines, 1):

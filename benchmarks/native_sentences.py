@@ -211,13 +211,16 @@ def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Print a table of packages."""
+    had = []
     for source in sources():
         try:
             fetch(source)
         except UnavailableError as error:
-            print(error)
+            print(f"left out: {error}")
+        else:
+            had.append(source)
     for split in ("development", "heldout"):
-        found, left_out = sentences(source for source in sources() if source.split == split)
+        found, left_out = sentences(source for source in had if source.split == split)
         counts = Counter((item.variety, item.package) for item in found)
         for (variety, package), count in sorted(counts.items()):
             print(f"{split:12} {variety:6} {package:28} {count:>7,}")

@@ -1,6 +1,6 @@
 """Speed and memory of `pillm dataset validate`, against two usual ways to do less, in one run.
 
-    python benchmarks/validate_speed.py [--megabytes 300] [--rounds 5] [--memory-gigabytes 2]
+    python benchmarks/validate_speed.py [--megabytes 1000] [--rounds 3] [--memory-gigabytes 2]
 
 `jsonschema`: json.loads, the record against a JSON Schema of its shape, each call's arguments against the tool's
 schema; compiled validators are kept. No order of turns, characters, ids or doubled keys.
@@ -93,16 +93,16 @@ def timed(words: list[str]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-gigabytes", type=float, default=2.0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sizes = {
             "pillm": given.megabytes,
-            "jsonschema": max(2, given.megabytes // 60),
-            "datasets": max(10, given.megabytes // 6),
+            "jsonschema": max(2, given.megabytes // 50),
+            "datasets": max(5, given.megabytes // 25),
         }
         files = {}
         for tool, size in sizes.items():

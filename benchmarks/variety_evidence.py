@@ -81,11 +81,8 @@ def measure(rows: list[Sentence]) -> list[tuple[Sentence, dict[str, int]]]:
             named[found.verdict[0]].update(all=1, right=right)
         if found.verdict and not right:
             wrong.append((row, found.markers))
-    print(
-        f"{'':6} {'sentences':>9} {'speaks on':>9} {'abstains':>9} {'right where it speaks':>25}   {'one':>5} {'right':>25}",
-        end="",
-    )
-    print(f"   {'named':>5} {'right':>25}")
+    print(f"{'':6} {'sentences':>9} {'speaks on':>9} {'abstains':>9} {'right where it speaks':>25}", end="   ")
+    print(f"{'one':>5} {'right':>25}   {'named':>5} {'right':>25}")
     for key, counts in sorted(written.items()):
         silent = 100 * (1 - counts["spoken"] / counts["sentences"])
         print(f"{key:6} {counts['sentences']:>9,} {counts['spoken']:>9,} {silent:>7.1f} %", end=" ")

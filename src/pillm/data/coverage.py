@@ -52,7 +52,8 @@ class Variety(msgspec.Struct, frozen=True):
     """Records of a locale by what their words are evidence for.
 
     `shown` is evidence that the declared variety fits, `against` evidence for others only, `mixed` markers that
-    exclude each other, `silent` no marker; records in another language are not looked at. `judged` tells whether there is a lexicon with this variety at all.
+    exclude each other, `silent` no marker or only a weak one; records in another language are not looked at. `judged`
+    tells whether there is a lexicon with this variety at all.
     `evidence` counts the verdicts, as `fr-CA` or `de-DE/de-AT`.
     """
 
@@ -198,7 +199,8 @@ def _record(data: bytes) -> Record | None:
             if isinstance(turn, wire.Assistant) and turn.tool_calls
             for call in turn.tool_calls
         )
-        return Record(line.locale, line.register, line.tags, _names(bytes(line.tools)), called, "\n".join(said))  # type: ignore[arg-type]
+        declared = _names(bytes(line.tools))
+        return Record(line.locale, line.register, line.tags, declared, called, "\n".join(said))  # type: ignore[arg-type]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
@@ -243,7 +245,8 @@ def _look(record: Record, part: Part) -> tuple[str, tuple[str, str] | None]:
     if locale in verdict:
         return "shown", None
     forms = ", ".join(shown.markers)
-    return "against", ("other-variety", f"declared {locale}, but this is evidence for {' or '.join(verdict)}: {forms}")
+    message = f"declared {locale}, but this is evidence for {' or '.join(verdict)}: {forms}"
+    return "against", ("other-variety", message)
 
 
 @lru_cache(4096)

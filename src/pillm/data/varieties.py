@@ -5,8 +5,7 @@ it, with its source; what remains after all markers of a text is what they are e
 there is no marker, only one that is weak, or if they exclude every variety.
 
 A text is searched as Latin-1 in lower case, split at all that is no letter or digit, which is one pass
-of C over it; every word is then one look-up. Phrases and patterns are only tried where a word of theirs,
-or a piece of it, is there.
+of C over it; every word is then one look-up. Phrases and patterns are only tried where a word of theirs is.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import yaml
@@ -37,26 +36,50 @@ class Marker(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """A marker that no list of words can hold: over the words with one blank around each, or over the text as it is.
+    """A marker that no list of words can hold, over words in lower case with one blank around each.
 
-    If there are `needs`, one of them is in every text that matches, and is faster to look for.
+    It is only tried where a word of `needs` is.
     """
 
     marker: Marker
+    match: re.Pattern[bytes]
+    needs: frozenset[bytes] = frozenset()
+
+
+class Typography(NamedTuple):
+    """A marker in the text as it is, only tried where one of the characters `needs` is."""
+
+    marker: Marker
+    match: re.Pattern[str]
     needs: tuple[str, ...]
-    words: re.Pattern[bytes] | None = None
-    typography: re.Pattern[str] | None = None
+
+
+class Known(dict[bytes, bool]):
+    """Whether a word is in a marker. Words are looked at once, since there are far fewer than there is text."""
+
+    def __init__(self, keys: Iterable[bytes], patterns: tuple[Pattern, ...]) -> None:
+        super().__init__()
+        self.keys_, self.patterns = frozenset(keys), patterns
+
+    def __missing__(self, word: bytes) -> bool:
+        if len(self) >= _WORDS_KEPT:
+            self.clear()
+        self[word] = known = word in self.keys_ or any(item.match.search(b" %b " % word) for item in self.patterns)
+        return known
 
 
 class Lexicon(NamedTuple):
-    """All markers of a language. Phrases stand under their longest word, with its place; `keys` are these and the words."""
+    """All markers of a language. Phrases stand under their longest word, with its place."""
 
     language: str
     varieties: tuple[str, ...]
     words: dict[bytes, Marker]
     phrases: dict[bytes, list[tuple[int, list[bytes], Marker]]]
-    keys: frozenset[bytes]
-    patterns: tuple[Pattern, ...]
+    single: tuple[Pattern, ...]
+    """Patterns over one word."""
+    several: tuple[Pattern, ...]
+    typography: tuple[Typography, ...]
+    known: Known
     entries: int
     """Lines of the file, before their endings are spelled out."""
 
@@ -85,6 +108,7 @@ LANGUAGES = ("de", "en", "es", "fr", "pt")
 _FOLD = bytes(
     ord(chr(code).lower()) if chr(code).isalnum() and ord(chr(code).lower()) < 256 else 32 for code in range(256)
 )
+_WORDS_KEPT = 50_000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -139,19 +163,28 @@ def lexicon(language: str) -> Lexicon:
                     phrases.setdefault(key, []).append((parts.index(key), parts, marker))
                 elif words.setdefault(parts[0], marker).varieties != bits:
                     raise ValueError(f"lexicons/{language}.yaml: {form} stands for different varieties")
-    patterns = tuple(_pattern(item, _bits(item["for"], varieties)) for item in data.get("patterns", ()))
+    single, several, typography = [], [], []
+    for item in data.get("patterns", ()):
+        marker = Marker(item["name"], _bits(item["for"], varieties))
+        if "typography" in item:
+            typography.append(Typography(marker, re.compile(item["typography"]), tuple(item["needs"])))
+        elif "word" in item:
+            single.append(Pattern(marker, re.compile(item["word"].encode("latin-1"))))
+        else:
+            needs = frozenset(_folded(form).strip() for entry in item["needs"] for form in _expanded(entry))
+            several.append(Pattern(marker, re.compile(item["match"].encode("latin-1")), needs))
+    known = Known(itertools.chain(words, phrases, *(item.needs for item in several)), tuple(single))
+    entries += len(data.get("patterns", ()))
     return Lexicon(
-        language, varieties, words, phrases, frozenset(words) | frozenset(phrases), patterns, entries + len(patterns)
+        language, varieties, words, phrases, tuple(single), tuple(several), tuple(typography), known, entries
     )
 
 
 def _found(text: str, book: Lexicon) -> Counter[Marker]:
-    folded = b" " + _folded(text) + b" "
     found: Counter[Marker] = Counter()
-    words = folded.split()
-    line = b""
-    if hits := list(filter(book.keys.__contains__, words)):
-        for word, count in Counter(hits).items():
+    words = _folded(text).split()
+    if hits := Counter(filter(book.known.__getitem__, words)):
+        for word, count in hits.items():
             if marker := book.words.get(word):
                 found[marker] = count
             if phrases := book.phrases.get(word):
@@ -161,19 +194,21 @@ def _found(text: str, book: Lexicon) -> Counter[Marker]:
                     for before, parts, whole in phrases:
                         if place >= before and words[place - before : place - before + len(parts)] == parts:
                             found[whole] += 1
-        if not text.islower():
+        if found and not text.islower():
             for marker in [marker for marker in found if not marker.acronym and marker.name.upper() in text]:
                 del found[marker]
-    for pattern in book.patterns:
-        if pattern.needs and not any(need in text for need in pattern.needs):
-            continue
-        if pattern.words:
-            line = line or b" " + b" ".join(words) + b" "
-            count = len(pattern.words.findall(line))
-        else:
-            count = len(pattern.typography.findall(text)) if pattern.typography else 0
-        if count:
-            found[pattern.marker] = count
+        for pattern in book.single:
+            for word, count in hits.items():
+                if times := len(pattern.match.findall(b" %b " % word)):
+                    found[pattern.marker] += times * count
+        several = [pattern for pattern in book.several if not pattern.needs.isdisjoint(hits)]
+        line = b" %b " % b" ".join(words) if several else b""
+        for pattern in several:
+            if times := len(pattern.match.findall(line)):
+                found[pattern.marker] = times
+    for mark in book.typography:
+        if any(need in text for need in mark.needs) and (times := len(mark.match.findall(text))):
+            found[mark.marker] = times
     return found
 
 
@@ -190,13 +225,6 @@ def _expanded(entry: str) -> Iterator[str]:
     parts = _BRACES.split(entry)
     for chosen in itertools.product(*(part.split(",") if index % 2 else [part] for index, part in enumerate(parts))):
         yield "".join(chosen)
-
-
-def _pattern(item: dict[str, Any], bits: int) -> Pattern:
-    marker, needs = Marker(item["name"], bits), tuple(item.get("needs", ()))
-    if "match" in item:
-        return Pattern(marker, needs, words=re.compile(item["match"].encode("latin-1")))
-    return Pattern(marker, needs, typography=re.compile(item["typography"]))
 
 
 def _bits(names: list[str], varieties: tuple[str, ...]) -> int:
