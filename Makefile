@@ -46,7 +46,7 @@ kill-test: setup  ## kill -9 at ten random moments of the quickstart
 
 schema: setup  ## the schemas of profiles and of dataset cards, from their models
 	$(BIN)/pillm profile schema > src/pillm/profiles/profile.schema.json
-	$(BIN)/python -m pillm.data.card_source > src/pillm/data/card.schema.json
+	$(BIN)/python -m pillm.data.card.source > src/pillm/data/card/card.schema.json
 
 dataset: setup  ## the shipped dataset, from its hand-written material
 	$(BIN)/python -m pillm.data.home_assistant

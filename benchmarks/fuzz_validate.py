@@ -19,8 +19,8 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["pillm.data"]):
-    from pillm.data import judge
-    from pillm.data.codes import CODES
+    from pillm.data.validation import judge
+    from pillm.data.validation.codes import CODES
 
 ROOT = Path(__file__).parent.parent
 TOKENS = [

@@ -23,7 +23,7 @@ from pillm.core import jsonl, records
 from pillm.core.records import FunctionCall, Record
 from pillm.core.shipped import data_path
 from pillm.data import inputs
-from pillm.data.near import dialogue, near_duplicates, words
+from pillm.data.duplicates.near import dialogue, near_duplicates, words
 
 _LETTERS = ("ba", "de", "fi", "go", "lu", "mé", "na", "po", "ri", "so", "tu", "vel", "cran", "dor", "lis", "mont")
 

@@ -188,6 +188,7 @@ def test_a_run_dry_gives_every_command_in_order(tmp_path: Path) -> None:
     commands = [line for line in done.stdout.splitlines() if not line.startswith("#")]
     assert [line.split()[1] for line in commands] == [
         "label",
+        "dataset",
         "train",
         "evaluate",
         "export",

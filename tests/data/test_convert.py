@@ -15,8 +15,11 @@ from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Log, Output
 from pillm.core.records import Function, FunctionCall, Message, Record, Tool, ToolCall
 from pillm.core.shipped import data_path
-from pillm.data import convert, formats_in, formats_out, inputs
-from pillm.data.formats import OBSERVATIONS, Lost, Misfit
+from pillm.data import inputs
+from pillm.data.formats import convert
+from pillm.data.formats import read as formats_in
+from pillm.data.formats import write as formats_out
+from pillm.data.formats.names import OBSERVATIONS, Lost, Misfit
 from pillm.data.options import ConvertOptions
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from pillm.core import jsonl, records
 from pillm.core.events import silent
 from pillm.core.records import Function, FunctionCall, Message, Record, Tool, ToolCall
 from pillm.core.shipped import data_path
-from pillm.data import convert
+from pillm.data.formats import convert
 from pillm.data.options import ConvertOptions
 from pillm.models import chat
 

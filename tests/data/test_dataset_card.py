@@ -21,7 +21,10 @@ from pillm.core.errors import FindingsError, ProfileError, UsageError
 from pillm.core.events import silent
 from pillm.core.findings import Finding
 from pillm.core.shipped import data_path
-from pillm.data import card_about, card_check, card_hub, card_source
+from pillm.data.card import about as card_about
+from pillm.data.card import check as card_check
+from pillm.data.card import hub as card_hub
+from pillm.data.card import source as card_source
 from pillm.data.dataset_card import main, run
 from pillm.data.options import CardOptions
 
@@ -156,8 +159,10 @@ def test_what_others_wrote_is_not_replaced(name: str, place: Path):
 
 
 def test_the_exported_schema_is_that_of_the_card_and_cards_fit_it(place: Path):
-    exported = json.loads(resources.files("pillm.data").joinpath("card.schema.json").read_text())
-    assert exported == card_source.schema(), "run: python -m pillm.data.card_source > src/pillm/data/card.schema.json"
+    exported = json.loads(resources.files("pillm.data.card").joinpath("card.schema.json").read_text())
+    assert exported == card_source.schema(), (
+        "run: python -m pillm.data.card.source > src/pillm/data/card/card.schema.json"
+    )
     card = json.loads((make(place) / "dataset_card.json").read_bytes())
     jsonschema_rs.validate(exported, card)
     card["statistics"]["records"] = "80"

@@ -14,7 +14,8 @@ from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Log, Output
 from pillm.core.records import FunctionCall, Message, Record, ToolCall
 from pillm.core.shipped import data_path
-from pillm.data import dedup, inputs, near, set_join
+from pillm.data import inputs
+from pillm.data.duplicates import dedup, near, set_join
 from pillm.data.options import DedupOptions
 
 NOUNS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pillm.data.codes import CODES
+from pillm.data.validation.codes import CODES
 
 PAGE = Path(__file__).parent.parent.parent / "docs/dataset.md"
 

@@ -14,7 +14,8 @@ from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Log, Output
 from pillm.core.records import Message, Record
 from pillm.core.shipped import data_path
-from pillm.data import inputs, near, split
+from pillm.data import inputs
+from pillm.data.duplicates import near, split
 from pillm.data.options import SplitOptions
 
 TRAIN = Path("dataset:home-assistant/train")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pillm.core.errors import UsageError
 from pillm.core.events import Event, Output, silent
 from pillm.core.shipped import data_path
-from pillm.data import figures, inputs, statistics, stats, token_lengths
+from pillm.data import inputs
+from pillm.data.counts import figures, statistics, stats, token_lengths
+from pillm.data.counts.statistics import Tally
 from pillm.data.options import StatsOptions
-from pillm.data.statistics import Tally
 
 TRAIN, SMOKE = (data_path(f"dataset:home-assistant/{split}") for split in ("train", "smoke"))
 

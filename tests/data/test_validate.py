@@ -19,11 +19,11 @@ from pillm.cli.main import main
 from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Event, Output
 from pillm.core.jsonl import MAX_LINE_BYTES
-from pillm.data import judge, validate
-from pillm.data.codes import CODES
-from pillm.data.ids import Ids, Place
 from pillm.data.inputs import blocks, sources
 from pillm.data.options import ValidateOptions
+from pillm.data.validation import judge, validate
+from pillm.data.validation.codes import CODES
+from pillm.data.validation.ids import Ids, Place
 
 HERE = Path(__file__).parent
 FAULTS, CLEAN = HERE / "faults", HERE / "clean.jsonl"
@@ -134,7 +134,7 @@ def test_a_mutated_clean_line_is_judged_alike_by_both(data: st.DataObject) -> No
 def test_blocks_and_workers_change_nothing(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = FAULTS / "records.jsonl"
     whole = findings(path)
-    monkeypatch.setattr("pillm.data.validate.blocks", lambda found: blocks(found, 4096))
+    monkeypatch.setattr("pillm.data.validation.validate.blocks", lambda found: blocks(found, 4096))
     assert findings(path, workers=workers) == whole
 
 

@@ -18,8 +18,11 @@ from pillm.core.artifacts import write_atomic
 from pillm.core.errors import EXIT_INTERRUPTED, FindingsError, PillmError, ProfileError, UsageError, writing
 from pillm.core.events import Emit, Event, Found, Log, Output
 from pillm.core.stage import Result
-from pillm.data import card_check, card_croissant, card_readme, card_source
-from pillm.data.card_check import CARD, CROISSANT, README
+from pillm.data.card import check as card_check
+from pillm.data.card import croissant as card_croissant
+from pillm.data.card import readme as card_readme
+from pillm.data.card import source as card_source
+from pillm.data.card.check import CARD, CROISSANT, README
 from pillm.data.options import CardOptions
 
 

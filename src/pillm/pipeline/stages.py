@@ -86,13 +86,13 @@ STAGES: dict[str, Stage] = {
 TOOLS: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("validate", "Find every fault by line", "pillm.data.options:ValidateOptions", "pillm.data.validate:run", {}, group="dataset"),
+        Stage("validate", "Find every fault by line", "pillm.data.options:ValidateOptions", "pillm.data.validation.validate:run", {}, group="dataset"),
         Stage("coverage", "Varieties, registers and tools, declared and evident", "pillm.data.options:CoverageOptions",
               "pillm.data.coverage:run", {}, group="dataset"),
-        Stage("stats", "Counts and lengths", "pillm.data.options:StatsOptions", "pillm.data.stats:run", {}, group="dataset"),
-        Stage("dedup", "Leave out exact and near duplicates", "pillm.data.options:DedupOptions", "pillm.data.dedup:run", {}, group="dataset"),
-        Stage("split", "Split into train, validation and test", "pillm.data.options:SplitOptions", "pillm.data.split:run", {}, group="dataset"),
-        Stage("convert", "From and to the formats of other tools", "pillm.data.options:ConvertOptions", "pillm.data.convert:run", {}, group="dataset"),
+        Stage("stats", "Counts and lengths", "pillm.data.options:StatsOptions", "pillm.data.counts.stats:run", {}, group="dataset"),
+        Stage("dedup", "Leave out exact and near duplicates", "pillm.data.options:DedupOptions", "pillm.data.duplicates.dedup:run", {}, group="dataset"),
+        Stage("split", "Split into train, validation and test", "pillm.data.options:SplitOptions", "pillm.data.duplicates.split:run", {}, group="dataset"),
+        Stage("convert", "From and to the formats of other tools", "pillm.data.options:ConvertOptions", "pillm.data.formats.convert:run", {}, group="dataset"),
     )
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""The card: one source, three files, and whether they still hold."""

@@ -1,0 +1,1 @@
+"""Repeats: found, left out, and kept together in splits."""

@@ -1,0 +1,238 @@
+"""One line, judged: quickly where nothing is wrong with it, and in full where something may be.
+
+`sound` is the quick judgement: it decodes in C, looks tools up by their bytes, and says yes only if
+`faults` would find nothing. `faults` takes its time and finds everything. Tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from pillm.data import wire
+from pillm.data.validation import characters, dialogue, structure
+from pillm.data.validation.codes import Fault
+from pillm.data.validation.keys import duplicate_keys
+from pillm.data.validation.schemas import Schema, Tools, depth, schema_of, tools_of
+
+# As deep as jsonschema-rs follows an instance; what a template or a trainer does with more is anybody's guess.
+MAX_DEPTH = 255
+_KEY = b'":'
+_TOOLS = b'"tools":'
+_BOM = b"\xef\xbb\xbf"
+_BYTE = re.compile(r"\(byte (\d+)\)")
+_NO_TOOLS = Tools({}, (), True)
+_NONE = wire.Line.__struct_defaults__[0]
+# What was judged before, by orders of roles and by locale, licence and tags.
+_LEGAL: dict[tuple[type, ...], bool] = {}
+_FIELDS: dict[tuple[str, ...], bool] = {}
+_KEPT = 10_000
+
+
+def sound(data: bytes, formats: bool = False) -> wire.Line | None:
+    """The record of a line with which nothing is wrong; None if there is, or if that takes a closer look."""
+    try:
+        record = wire.decode(data)
+        given, tools = record.tools, _NO_TOOLS
+        keys = 0
+        if given:
+            raw = bytes(given)
+            tools = tools_of(raw, formats)
+            if not tools.is_sound:
+                return None
+            # Most of a line is tools, and most lines have the same: the rest is judged without them.
+            start = data.find(_TOOLS) + len(_TOOLS)
+            if data.startswith(raw, start):
+                data, keys, record.tools = data[:start] + data[start + len(raw) :], 1, _NONE
+        # A key that stands twice is lost in decoding. (A quote before a colon inside of a text is escaped,
+        # and lines in which it is escaped as a number fail `plain`.)
+        if data.count(_KEY) - keys != wire.encode(record).count(_KEY) or not characters.plain(data):
+            return None
+        record.tools = given
+        kinds = tuple(map(type, record.messages))
+        legal = _LEGAL.get(kinds)
+        if legal is None:
+            legal = _legal(kinds)
+        plain = legal and record.id.strip() and _plain_fields(record) and _plain_dialogue(record, tools, formats)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
+        return None
+    return record if plain else None
+
+
+def faults(data: bytes, formats: bool = False) -> tuple[list[Fault], Any]:
+    """Everything that is wrong with a line (without its line end), and the decoded line if it is JSON."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return [_not_utf8(data, error)], None
+    if text.startswith("\ufeff"):
+        return [Fault("not-json", "$", "a byte order mark stands inside of the file", "take it out")], None
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        return [_not_json(text, error)], None
+    deep = depth(value)
+    if deep > MAX_DEPTH:
+        return [Fault("too-deep", "$", f"arrays and objects are nested {deep:,} deep; {MAX_DEPTH} is the most")], None
+    found = [*duplicate_keys(data), *structure.faults(value)]
+    if isinstance(value, dict):
+        tools = _tools(value, formats)
+        response = _response(value, formats)
+        found += [fault for fault in (*tools.faults, *(response.faults if response else ())) if fault not in found]
+        found += dialogue.faults(value, tools, response)
+    found += characters.faults(value)
+    return found, value
+
+
+def _legal(kinds: tuple[type, ...]) -> bool:
+    names = {wire.System: "system", wire.Developer: "developer", wire.User: "user", wire.Assistant: "assistant"}
+    roles = [names.get(kind, "tool") for kind in kinds]
+    legal = bool(roles) and not any(dialogue.order(roles))
+    if len(_LEGAL) < _KEPT:
+        _LEGAL[kinds] = legal
+    return legal
+
+
+def _plain_fields(record: wire.Line) -> bool:
+    key = (record.locale, record.license, *record.tags)
+    plain = _FIELDS.get(key)
+    if plain is None:
+        tags = record.tags
+        plain = (
+            not structure.locale_faults(record.locale)
+            and structure.is_license(record.license)
+            and len(set(tags)) == len(tags)
+            and all(map(str.strip, tags))
+        )
+        if len(_FIELDS) < _KEPT:
+            _FIELDS[key] = plain
+    return plain and (not record.meta or _plain_meta(bytes(record.meta)))
+
+
+def _plain_meta(raw: bytes) -> bool:
+    value = msgspec.json.decode(raw)
+    # So many brackets take at least so many bytes.
+    shallow = len(raw) < 2 * MAX_DEPTH or depth(value) < MAX_DEPTH
+    return isinstance(value, dict) and shallow and raw.count(_KEY) == wire.encode(value).count(_KEY)
+
+
+def _plain_dialogue(record: wire.Line, tools: Tools, formats: bool) -> bool:
+    validators = tools.validators
+    results = 0
+    calls: list[wire.Call] | None = None
+    for turn in record.messages:
+        if type(turn) is wire.Assistant:
+            if results and calls:
+                return False
+            given = turn.tool_calls
+            if not given:
+                if not isinstance(turn.content, str) or not turn.content or turn.content.isspace():
+                    return False
+                if calls:
+                    return False
+                continue
+            if calls:
+                return False
+            calls = given if isinstance(given, list) else None
+            for call in given if isinstance(given, list) else ():
+                function = call.function
+                validator = validators.get(function.name)
+                if validator is None or not validator.is_valid(function.arguments):
+                    return False
+        else:
+            content = turn.content
+            if not content or content.isspace():
+                return False
+            if type(turn) is wire.ToolResult:
+                # One call and its one result are the usual case; the rest is matched in full.
+                if not calls or len(calls) != 1 or not _belongs(turn, calls[0]):
+                    return False
+                calls = None
+            elif calls:
+                return False
+    ids = [
+        call.id
+        for turn in record.messages
+        if type(turn) is wire.Assistant and isinstance(turn.tool_calls, list)
+        for call in turn.tool_calls
+    ]
+    if len(ids) > 1 and len(set(ids) - {msgspec.UNSET}) != sum(1 for key in ids if key is not msgspec.UNSET):
+        return False
+    return not record.response_schema or _plain_answer(record, formats)
+
+
+def _belongs(result: wire.ToolResult, call: wire.Call) -> bool:
+    same_id = result.tool_call_id == call.id or not (isinstance(result.tool_call_id, str) and isinstance(call.id, str))
+    return same_id and (not isinstance(result.name, str) or result.name == call.function.name)
+
+
+def _plain_answer(record: wire.Line, formats: bool) -> bool:
+    schema = schema_of(bytes(record.response_schema), "$.response_schema", formats)
+    if schema.faults or schema.validator is None:
+        return False
+    last = record.messages[-1]
+    if type(last) is not wire.Assistant or last.tool_calls or not isinstance(last.content, str):
+        return True
+    return schema.validator.is_valid(msgspec.json.decode(last.content))
+
+
+def _tools(value: dict[str, Any], formats: bool) -> Tools:
+    if "tools" not in value:
+        return _NO_TOOLS
+    return tools_of(msgspec.json.encode(value["tools"]), formats)
+
+
+def _response(value: dict[str, Any], formats: bool) -> Schema | None:
+    if value.get("response_schema") is None:
+        return None
+    return schema_of(msgspec.json.encode(value["response_schema"]), "$.response_schema", formats)
+
+
+def _not_utf8(data: bytes, error: UnicodeDecodeError) -> Fault:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or data[1:2] == b"\0":
+        return Fault("not-utf16", "$", "the file is UTF-16 or UTF-32, not UTF-8")
+    shown = data[error.start]
+    return Fault("not-utf8", "$", f"byte {error.start + 1} of the line is not UTF-8 (0x{shown:02x})", byte=error.start)
+
+
+def _not_json(text: str, error: Exception) -> Fault:
+    said = str(error)
+    if isinstance(error, RecursionError):
+        return Fault("too-deep", "$", "arrays and objects are nested too deeply")
+    if "Number out of range" in said:
+        return Fault("number-out-of-range", "$", "a number is too large for any program")
+    where = _BYTE.search(said)
+    byte = int(where[1]) if where else 0
+    if "surrogate" in said or "truncated" in said:
+        # msgspec takes a lone first half at the end of a text for a line that is cut off.
+        try:
+            json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            pass
+        else:
+            place = re.search(r"\\u[dD][89a-fA-F]", text)
+            byte = len(text[: place.start()].encode()) if place else byte
+            return Fault("lone-surrogate", "$", "half of a surrogate pair stands alone", byte=byte)
+    if "truncated" in said:
+        return Fault("not-json", "$", "the line ends in the middle of the JSON", byte=len(text.encode()))
+    place = f" at byte {byte + 1} of the line" if where else ""
+    words = said.removeprefix("JSON is malformed: ").partition(" (byte")[0]
+    return Fault("not-json", "$", f"{words}{place}", _json_hint(text, byte), byte=byte)
+
+
+def _json_hint(text: str, byte: int) -> str:
+    around = text.encode()[byte : byte + 9]
+    if around.startswith((b"NaN", b"Infinity", b"-Infinity", b"nan", b"inf")):
+        return "JSON has no such number; write null, or leave it out"
+    if around.startswith((b"'", b"True", b"False", b"None")):
+        return "this looks like a Python dict; write it with json.dumps"
+    if text.lstrip().startswith("[") or text.rstrip().endswith(","):
+        return "each line is one JSON object: is this a JSON array over several lines?"
+    return ""
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(text)
