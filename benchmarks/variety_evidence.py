@@ -1,11 +1,13 @@
 """How often the evidence for a variety is right, on sentences by writers of that variety, and how fast it is.
 
     python benchmarks/variety_evidence.py                         # the held-out packages: figures only
+    python benchmarks/variety_evidence.py --heldout-2             # the second held-out packages: figures only
     python benchmarks/variety_evidence.py --development --wrong   # the packages that may be looked at
     python benchmarks/variety_evidence.py --development --speed
 
 The sentences are drawn from packages when this runs (`native_sentences.py`); a package that cannot be had is named
-and the rest is measured. What a held-out package shares with a development package is left out.
+and the rest is measured. What a held-out package shares with a package of an earlier split
+is left out.
 
 A verdict names the varieties that a sentence is evidence for. It is right if the sentence's own variety is among
 them. `one` are the verdicts that name a single variety; in the row of a variety these are the sentences written in it,
@@ -21,7 +23,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from native_sentences import Sentence, Source, UnavailableError, fetch, sentences, sources
+from native_sentences import SPLITS, Sentence, Source, UnavailableError, fetch, sentences, sources
 
 from pillm.data import varieties
 from pillm.data.language import language
@@ -47,9 +49,10 @@ def share(right: int, all_: int) -> str:
 
 def drawn(split: str) -> list[Sentence]:
     """The sentences of a split, of all packages that can be had."""
-    had: dict[str, list[Source]] = {"development": [], "heldout": []}
+    earlier = SPLITS[: SPLITS.index(split)]
+    had: dict[str, list[Source]] = {name: [] for name in (*earlier, split)}
     for source in sources():
-        if source.split == split or split == "heldout":
+        if source.split in had:
             try:
                 fetch(source)
             except UnavailableError as error:
@@ -58,10 +61,10 @@ def drawn(split: str) -> list[Sentence]:
             had[source.split].append(source)
     wanted = sum(source.split == split for source in sources())
     found, same = sentences(had[split])
-    known = {item.text for item in sentences(had["development"])[0]} if split == "heldout" else set[str]()
+    known = {item.text for name in earlier for item in sentences(had[name])[0]}
     kept = [item for item in found if item.text not in known]
     print(f"{split}: {len(had[split])} of {wanted} packages, {len(kept):,} sentences; left out are {same.total():,}")
-    print(f"that read the same in two varieties, and {len(found) - len(kept):,} of the other split")
+    print(f"that read the same in two varieties, and {len(found) - len(kept):,} of an earlier split")
     return kept
 
 
@@ -124,7 +127,7 @@ def main(arguments: list[str]) -> None:
     for code in varieties.LANGUAGES:
         digest.update((Path(varieties.__file__).parent / "lexicons" / f"{code}.yaml").read_bytes())
     print(f"lexicons {digest.hexdigest()[:12]}")
-    rows = drawn("development" if "--development" in arguments else "heldout")
+    rows = drawn(next((name for name in SPLITS if f"--{name}" in arguments), "heldout"))
     wrong = measure(rows)
     identified(rows)
     if "--wrong" in arguments:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import socket
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pillm.cli.main import main
+from pillm.core import records
 from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Event, Output
 from pillm.core.jsonl import MAX_LINE_BYTES
 from pillm.data.inputs import blocks, sources
 from pillm.data.options import ValidateOptions
-from pillm.data.validation import judge, validate
+from pillm.data.validation import judge, schemas, validate
 from pillm.data.validation.codes import CODES
 from pillm.data.validation.ids import Ids, Place
 
@@ -179,15 +184,16 @@ def test_doubled_ids_are_those_a_dictionary_finds(keys: list[int], part: int) ->
     expected = []
     with Ids(part) as ids:
         for number, key in enumerate(keys):
-            place = Place(number % 3, number, number * 10)
+            place = Place(number % 3, number * 10, number)
             ids.add(place.source, 0, validate._id_entry(str(key), place.line, place.byte))
         for number, key in sorted(enumerate(keys), key=lambda item: (item[0] % 3, item[0])):
-            place = Place(number % 3, number, number * 10)
+            place = Place(number % 3, number * 10, number)
             if key in first:
                 expected.append((place, first[key]))
             else:
                 first[key] = place
-        assert list(ids.doubled()) == expected
+        assert ids.doubled(len(keys)) == (expected, len(expected))
+        assert ids.doubled(2) == (expected[:2], len(expected))
 
 
 def test_findings_beyond_the_limit_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
@@ -391,6 +397,216 @@ def test_references_that_follow_one_another_for_ever_end_in_a_finding() -> None:
     line = json.dumps({"id": "a", "messages": [{"role": "user", "content": "x"}], "tools": [tool]}).encode()
     assert [fault.code for fault in judge.faults(line)[0]] == ["schema-too-deep"]
     assert judge.sound(line) is None
+
+
+U, A = '{"role":"user","content":"x"}', '{"role":"assistant","content":"y"}'
+CALL = '{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":ARGS},"id":"ID"}]}'
+TOOL = '{"type":"function","function":{"name":"f","description":"","parameters":{"type":"object"}}}'
+
+
+@pytest.mark.parametrize(
+    ("line", "codes"),
+    [
+        # Keys that are counted wrongly, because of a blank before the colon or a colon written as a number.
+        ('{"id" :"a","id":"b","messages":[U,A]}', ["duplicate-key"]),
+        ('{"id":"a","id":"b","messages":[U,{"role":"assistant","content":"x\\"\\u003a y"}]}', ["duplicate-key"]),
+        ('{"id":"a","messages":[U,A],"meta":{"a" :1,"a":2}}', ["duplicate-key"]),
+        # Markup and mojibake behind escapes.
+        ('{"id":"a","messages":[{"role":"user","content":"x<\\/s>"}]}', ["chat-markup"]),
+        ('{"id":"a","messages":[{"role":"user","content":"x<\\u007cim_start|>"}]}', ["chat-markup"]),
+        ('{"id":"a","messages":[{"role":"user","content":"[INST\\u005d"}]}', ["chat-markup"]),
+        ('{"id":"a","messages":[{"role":"user","content":"\\u00ef\\u00bb\\u00bf"}]}', ["mojibake"]),
+        # Arguments that no validator descends into.
+        ('{"id":"a","messages":[U,' + CALL.replace("ARGS", '{"a":' * 252 + "1" + "}" * 252) + '],"tools":[TOOL]}', ["too-deep"]),
+        # A call without an id, answered under the id of another.
+        ('{"id":"a","messages":[U,CALL,{"role":"tool","content":"x","tool_call_id":"c"},A,U,CALL2,'
+         '{"role":"tool","content":"x","tool_call_id":"c"},A],"tools":[TOOL]}', ["answered-twice", "unanswered-call"]),
+        # Schemas that are no objects: training takes none.
+        ('{"id":"a","messages":[U,A],"response_schema":true}', ["invalid-schema"]),
+        ('{"id":"a","messages":[U,A],"tools":[{"type":"function","function":{"name":"f","parameters":true}}]}', ["invalid-schema"]),
+    ],
+)  # fmt: skip
+def test_what_once_slipped_past_the_quick_judgement(line: str, codes: list[str]) -> None:
+    line = line.replace("CALL2", CALL.replace(',"id":"ID"', "")).replace("CALL", CALL).replace("ARGS", "{}")
+    data = line.replace("ID", "c").replace("U,", U + ",").replace(",A", "," + A).replace("TOOL", TOOL).encode()
+    assert [fault.code for fault in judge.faults(data)[0]] == codes
+    assert judge.sound(data) is None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$schema": "http://json-schema.org/draft-07/schema#", "definitions": {"q": {"$id": "#x", "type": "integer"}}, "properties": {"n": {"$ref": "#x"}}},
+        {"$schema": "https://json-schema.org/draft-07/schema#", "properties": {"n": {"type": "integer"}}},
+        {"$schema": "http://json-schema.org/draft-04/schema#", "id": "http://e.com/root.json", "definitions": {"i": {"type": "integer"}}, "properties": {"n": {"$ref": "http://e.com/root.json#/definitions/i"}}},
+        {"$defs": {"inner": {"$id": "http://e.com/inner", "properties": {"n": {"$ref": "#/$defs/i"}}, "$defs": {"i": {"type": "integer"}}}}, "$ref": "http://e.com/inner"},
+        {"$id": "https://e.com/root", "$defs": {"a": {"$id": "/schemas/i", "type": "integer"}}, "properties": {"n": {"$ref": "https://e.com/schemas/i"}}},
+        {"$id": "https://e.com/s/root.json", "$defs": {"x": {"type": "integer"}}, "properties": {"n": {"$ref": "/s/root.json#/$defs/x"}}},
+        {"$defs": {"café": {"type": "integer"}, "a/b": {"type": "integer"}}, "properties": {"n": {"$ref": "#/$defs/caf%C3%A9"}, "m": {"$ref": "#/$defs/a~1b"}}},
+        {"$defs": {"i": {"$anchor": "here", "type": "integer"}}, "properties": {"n": {"$ref": "#here"}}},
+        {"properties": {"n": {"type": "integer"}, "schema": {"$ref": "https://json-schema.org/draft/2020-12/schema"}}},
+        {"properties": {"n": {"type": "integer"}, "t": {"type": "string", "pattern": "^.{1,1500}$"}, "u": {"pattern": "^\\p{L}{1,100}$"}}},
+        {"properties": {"n": {"type": "integer"}, "f": {"$ref": "#/$defs/filter"}}, "$defs": {"filter": {"anyOf": [{"properties": {"and": {"items": {"$ref": "#/$defs/filter"}}}}, {"properties": {"or": {"items": {"$ref": "#/$defs/filter"}}}}]}}},
+    ],
+)  # fmt: skip
+def test_schemas_as_people_write_them_are_used_and_not_refused(schema: dict[str, Any]) -> None:
+    judged = schemas.judge({"type": "object", **schema}, "$.response_schema")
+    assert judged.faults == ()
+    assert judged.validator.is_valid({"n": 1})
+    assert not judged.validator.is_valid({"n": "one"})
+
+
+def doubling(levels: int, pointer: str) -> dict[str, Any]:
+    """A schema outside of all keywords, in which every level judges the next one twice."""
+    steps = {f"a{n}": {"allOf": [{"$ref": f"{pointer}/a{n + 1}"}] * 2} for n in range(1, levels)}
+    return {"a0": {"properties": {"p": {"$ref": f"{pointer}/a1"}}}, **steps, f"a{levels}": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "code"),
+    [
+        ({"type": "object", "$ref": "#/x/a0", "x": doubling(40, "#/x")}, "costly-schema"),
+        ({"$id": "http://e.com/s", "type": "object", "$ref": "http://e.com/s#/x/a0", "x": doubling(40, "http://e.com/s#/x")}, "costly-schema"),
+        ({"$id": "http://e.com/s", "$ref": "http://e.com/s"}, "ref-loop"),
+    ],
+)  # fmt: skip
+def test_no_way_of_writing_a_reference_hides_what_takes_for_ever(schema: dict[str, Any], code: str) -> None:
+    assert [fault.code for fault in schemas.judge(schema, "$").faults] == [code]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"id": "a", "messages": [{"role": "user", "content": "a" * 300_000 + " a\u0430"}]},
+        {"id": "a", "messages": [{"role": "user", "content": "x"}], "tags": [""] * 60_000},
+        {"id": "a", "messages": [{"role": "user", "content": "a" + "\u0301\u0316" * 150_000}]},
+        {"id": "a", "messages": [{"role": "user", "content": "x"}], "meta": {"k" * 400_000: [1] * 400_000}},
+        {"id": "a", "messages": [{"role": "user", "content": "x"}], "tags": [str(n) for n in range(200_000)] + ["0"]},
+    ],
+    ids=["long word", "many tags", "many marks", "long key", "one tag twice"],
+)
+def test_time_grows_with_the_line_and_not_with_its_square(record: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    start = time.process_time()
+    findings(path, fix=tmp_path / "y.jsonl")
+    # With its square, each takes minutes.
+    assert time.process_time() - start < 30
+
+
+def test_in_a_windows_file_the_other_faults_are_shown_too(tmp_path: Path) -> None:
+    good = '{"id":"%d","messages":[{"role":"user","content":"x"}]}'
+    lines = [good % number for number in range(2000)]
+    lines[1500] = '{"id":"bad","messages":[]}'
+    path = tmp_path / "x.jsonl"
+    path.write_bytes("\r\n".join([*lines, ""]).encode())
+    said: list[Event] = []
+    with contextlib.suppress(FindingsError):
+        validate.run(ValidateOptions(data=(path,), max_findings=5), said.append)
+    shown = [event.line.split()[2] for event in said if isinstance(event, Output)]
+    assert shown == ["windows-line-end", "no-messages"]
+
+
+def test_what_is_not_shown_is_counted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"id":"{number}","messages":[]}}\n' for number in range(5000)))
+    assert main(["dataset", "validate", str(path), "--max-findings=2"]) == 1
+    assert "4,998 more than are shown" in capfd.readouterr().err
+
+
+def test_a_mended_copy_is_judged_by_the_same_rules(tmp_path: Path) -> None:
+    path, target = tmp_path / "x.jsonl", tmp_path / "y.jsonl"
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ raise_exception('no') }}")
+    path.write_text('{"id":"a","messages":[{"role":"user","content":"x"}]}\n')
+    assert main(["dataset", "validate", str(path), f"--fix={target}", f"--chat-template={template}"]) == 1
+    path.write_text('{"id":"a","messages":[]}\n')
+    assert main(["dataset", "validate", str(path), f"--fix={target}", "--ignore=no-messages"]) == 0
+    path.write_text("")
+    assert main(["dataset", "validate", str(path), f"--fix={target}"]) == 1
+    doubled = '{"id":"a","messages":[{"role":"user","content":"x"},CALL],"tools":[TOOL]}\n'
+    path.write_text(doubled.replace("CALL", CALL).replace("ARGS", r'"{\"a\":1,\"a\":2}"').replace("TOOL", TOOL))
+    assert main(["dataset", "validate", str(path), f"--fix={target}"]) == 1
+    assert target.read_bytes() == path.read_bytes()
+
+
+def test_a_mended_copy_of_many_files_needs_few_at_once(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(40):
+        (data / f"{number:02}.jsonl").write_text(f'{{"id":"{number}","messages":[{U}]}}\r\n')
+    code = (
+        "import resource, sys\nfrom pillm.cli.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))\n"
+        f"sys.exit(main(['dataset', 'validate', {str(data)!r}, '--fix={tmp_path / 'mended'}', '--workers=1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "mended").iterdir())) == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", []),
+        ("a\U000e0067b", ["invisible-character"]),
+        ("\u05e9\u05dc\u05d5\u05dd\u200f!", []),
+        ("\u05e9\u05dc\u05d5\u05dd\u202e!", ["bidi-control"]),
+        ("a\u200fb", ["bidi-control"]),
+        ("<s>old</s>", []),
+        ("end</s>", ["chat-markup"]),
+    ],
+)
+def test_unusual_characters_are_told_only_where_they_do_harm(text: str, codes: list[str]) -> None:
+    line = json.dumps({"id": "a", "messages": [{"role": "user", "content": text}]}, ensure_ascii=False).encode()
+    assert [fault.code for fault in judge.faults(line)[0]] == codes
+
+
+def test_files_that_cannot_be_read_in_parts_or_begin_unusually(tmp_path: Path) -> None:
+    fifo = tmp_path / "pipe.jsonl"
+    os.mkfifo(fifo)
+    with pytest.raises(UsageError, match="no regular file"):
+        sources([fifo])
+    line = b'{"id":"a","messages":[{"role":"user","content":"x"}]}\n'
+    skippable = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"note"
+    packed = tmp_path / "x.jsonl.zst"
+    packed.write_bytes(skippable + zstandard.ZstdCompressor().compress(line))
+    assert findings(packed) == []
+    only_mark = tmp_path / "mark.jsonl"
+    only_mark.write_bytes(b"\xef\xbb\xbf")
+    assert "empty" in [item["code"] for item in findings(only_mark)]
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/b\xff.jsonl"))
+    odd.write_bytes(b"{}\n")
+    assert all("\\xff" in item["file"] or "udcff" in item["file"] for item in findings(odd))
+    hidden = tmp_path / "folder/.cache"
+    hidden.mkdir(parents=True)
+    (hidden / "x.jsonl").write_bytes(line)
+    (tmp_path / "folder/y.jsonl").write_bytes(line)
+    assert [source.path.name for source in sources([tmp_path / "folder"])] == ["y.jsonl"]
+
+
+def test_a_packed_file_that_unpacks_to_a_thousandfold_takes_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.jsonl.zst"
+    compressor = zstandard.ZstdCompressor().compressobj()
+    with path.open("wb") as file:
+        for _ in range(256):
+            file.write(compressor.compress(b" " * 2**22))
+        file.write(compressor.flush())
+    code = (
+        "import resource, sys\nfrom pillm.cli.main import main\n"
+        f"assert main(['dataset', 'validate', {str(path)!r}, '--workers=1']) == 1\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 600, "MiB"
+
+
+def test_what_has_no_error_is_what_training_reads() -> None:
+    for path in (FAULTS / "records.jsonl", CLEAN):
+        for line in lines_of(path):
+            found, _ = judge.faults(line) if line else ([], None)
+            if line and not any(CODES[fault.code].severity == "error" for fault in found):
+                records.decoder.decode(line)
 
 
 def test_a_record_that_is_nested_to_the_limit_passes_and_one_deeper_does_not() -> None:

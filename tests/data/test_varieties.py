@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
+import json
 import socket
 import sys
+import tarfile
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -155,11 +159,9 @@ def test_evidence_is_right_on_sentences_of_native_writers(native: ModuleType) ->
 
 
 def test_splits_share_no_package_and_every_source_has_a_licence(native: ModuleType) -> None:
-    held_out = {item.family for item in native.sources() if item.split == "heldout"}
-    development = {item.family for item in native.sources() if item.split == "development"}
-    assert held_out
-    assert development
-    assert held_out.isdisjoint(development)
+    families = {split: {item.family for item in native.sources() if item.split == split} for split in native.SPLITS}
+    assert all(families.values())
+    assert sum(map(len, families.values())) == len(set().union(*families.values()))
     assert all(item.licence and len(item.sha256) == 64 and item.members for item in native.sources())
 
 
@@ -175,6 +177,76 @@ def test_a_package_that_is_gone_or_another_is_named(
     (tmp_path / "native-sentences" / django.file).write_bytes(b"something else")
     with pytest.raises(native.UnavailableError, match="another file than was measured"):
         native.fetch(django)
+
+
+PO = """
+msgctxt "a button"
+msgid "The order was sent to the shop today."
+msgstr ""
+"La commande a été envoyée "
+"au magasin aujourd'hui."
+
+#, fuzzy
+msgid "The order was not sent to the shop."
+msgstr "La commande est \\"perdue\\" depuis hier soir."
+
+msgid "Nothing has been said about this yet."
+msgstr ""
+
+#~ msgid "An old message that nobody sees."
+#~ msgstr "Un vieux message que personne ne voit."
+"""
+SCRIPT = """
+const I18N = {
+  en: {
+    heading: 'There was a problem with this page',
+  },
+  fr: {
+    heading: 'Un problème est survenu sur l\\'autre page',
+  },
+};
+"""
+
+
+def test_messages_are_read_from_all_kinds_of_files(
+    native: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prose = {"pages": [{"text": "La page est fermée pour toujours. Elle a été fermée hier soir.\nFin"}]}
+    files = {
+        "package/i18n/fr_CA.po": PO,
+        "package/i18n.js": SCRIPT,
+        "package/fr.yaml": "menu:\n  help: Demandez de l'aide à vos collègues.\n",
+        "package/pages.json": json.dumps(prose),
+    }
+    monkeypatch.setenv("PILLM_CACHE", str(tmp_path))
+    path = tmp_path / "native-sentences" / "made-1.0.0.tgz"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    source = native.Source(
+        package="made",
+        index="npm",
+        version="1.0.0",
+        file=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        licence="MIT",
+        family="made",
+        split="heldout-2",
+        members={"fr-CA": list(files), "en-CA": ["package/i18n.js"]},
+        prose=True,
+    )
+    found, _ = native.sentences([source])
+    assert found == [
+        native.Sentence("en-CA", "made", "There was a problem with this page"),
+        native.Sentence("fr-CA", "made", "Demandez de l'aide à vos collègues."),
+        native.Sentence("fr-CA", "made", "Elle a été fermée hier soir."),
+        native.Sentence("fr-CA", "made", "La commande a été envoyée au magasin aujourd'hui."),
+        native.Sentence("fr-CA", "made", "La page est fermée pour toujours."),
+        native.Sentence("fr-CA", "made", "Un problème est survenu sur l'autre page"),
+    ]
 
 
 SENTENCES = {

@@ -7,6 +7,7 @@ its own part of the disk. Compressed ones are unpacked once, in order, and the b
 from __future__ import annotations
 
 import gzip
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ from pillm.core.jsonl import MAX_LINE_BYTES, Line
 BLOCK_BYTES = 8 * 2**20
 _PIECE = 2**16
 _UNPACKED = 2**20
+_PACKED = 2**10
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+_SKIPPABLE = b"\x2a\x4d\x18"
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -75,7 +78,7 @@ def sources(paths: Sequence[str | Path]) -> list[Source]:
     for given in paths:
         path = shipped.data_path(Path(given))
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.name.endswith(_SUFFIXES) and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if _is_data(file, path))
             if not inside:
                 raise UsageError(f"{path}: there is no .jsonl, .jsonl.gz or .jsonl.zst file in this folder")
             found += [_source(file, str(file)) for file in inside]
@@ -101,14 +104,24 @@ def blocks(found: Iterable[Source], block_bytes: int = BLOCK_BYTES) -> Iterator[
             yield from _cut(source, block_bytes)
 
 
+def _is_data(file: Path, folder: Path) -> bool:
+    # Hidden folders hold other things: caches, version control, checkouts of tools.
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.name.endswith(_SUFFIXES) and not hidden and file.is_file()
+
+
 def _source(path: Path, name: str) -> Source:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"{name}: this is no regular file", "data is read in parts: write it to a file first")
         with path.open("rb") as file:
             head = file.read(4)
             size = path.stat().st_size
     except OSError as error:
         raise UsageError(f"{name}: cannot be read ({error.strerror})", "check the path and its permissions") from error
     packing = next((word for magic, word in _MAGIC.items() if head.startswith(magic)), "")
+    if head[1:] == _SKIPPABLE and head[0] & 0xF0 == 0x50:
+        packing = "zstd"
     return Source(path, name, packing, size)
 
 
@@ -196,7 +209,8 @@ def _zstd(file: IO[bytes]) -> Iterator[bytes]:
     # The library's own file reader takes a frame that is cut off for one that ends there.
     frame = zstandard.ZstdDecompressor().decompressobj()
     begun = False
-    while data := file.read(_PIECE):
+    # A kilobyte can unpack to 32 megabytes.
+    while data := file.read(_PACKED):
         while data:
             begun = True
             yield frame.decompress(data)

@@ -56,6 +56,11 @@ def mapped(
             "a worker was killed, most likely because the machine has no memory left",
             "close programs, or give --workers=1",
         ) from error
+    except KeyboardInterrupt:
+        # They do not see Ctrl-C themselves, and a line may keep one busy for long.
+        for process in list(pool._processes.values()):  # the pool has no public way before Python 3.14
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

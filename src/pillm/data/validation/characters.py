@@ -20,11 +20,13 @@ _MARKUP = re.compile(
 )
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _BIDI = re.compile("[\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
+_OVERRIDE = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _SEPARATOR = re.compile("[\u2028\u2029]")
 _PRIVATE = re.compile("[\ue000-\uf8ff\U000f0000-\U0010ffff]")
 # Joiners are letters' business in many scripts and in emoji; between Latin letters they only hide.
 _INVISIBLE = re.compile(
-    "[\u00ad\u200b\u2060-\u2064\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]|(?<=[A-Za-z])[\u200c\u200d](?=[A-Za-z])"
+    "[\u00ad\u200b\u2060-\u2064\ufeff\ufff9-\ufffb]|(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0000-\U000e007f]|(?<=[A-Za-z])[\u200c\u200d](?=[A-Za-z])"
 )
 _NONCHARACTER = re.compile(
     "[\ufdd0-\ufdef\ufffe\uffff"
@@ -33,6 +35,9 @@ _NONCHARACTER = re.compile(
 )
 # A lead byte of UTF-8 and what follows it, read as Windows-1252: "Ã©", "â€™".
 _MOJIBAKE = re.compile("[ÃÂ][\u0080-\u00bf]|â[€\u0080][\u0080-\u00bf˜™œ\u009d“”¦]|ï»¿")
+# Paths are made for every value inside of a key: a key of megabytes would be copied for each.
+_KEY_SHOWN = 200
+_WORD_SHOWN = 40
 _LATIN = "A-Za-zÀ-ÖØ-öø-ɏ"
 # Greek letters stand beside Latin ones in units and formulas; those that look like Latin ones do not.
 _LOOKALIKE = (
@@ -40,6 +45,13 @@ _LOOKALIKE = (
 )
 _LOOKALIKES = re.compile(f"[{_LOOKALIKE}]")
 _MIXED = re.compile(f"[{_LATIN}][{_LOOKALIKE}]|[{_LOOKALIKE}][{_LATIN}]")
+# Composing takes time with the square of a run of marks; nobody writes so many on one letter.
+_MARKS = re.compile(
+    "[\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed\u0711-\u074a\u07eb-\u07fd\u0816-\u082d"
+    "\u0859-\u085b\u0890-\u08ff\u093c-\u094d\u0951-\u0954\u09bc-\u0dca\u0e38-\u0e4b\u0eb8-\u0ecb\u0f18-\u0fc6\u1037-\u103a\u135d-\u135f"
+    "\u1714-\u1734\u17d2-\u17dd\u18a9\u1939-\u193b\u1a17-\u1aff\u1b34-\u1bf3\u1c37\u1cd0-\u1cf9\u1dc0-\u1dff\u20d0-\u20f0\u2cef-\u2cf1"
+    "\u2d7f-\u2dff\u302a-\u302f\u3099\u309a\ua66f-\ua6f1\ua806-\ua8f1\ua92b-\uabed\ufb1e\ufe20-\ufe2f\U000101fd-\U0001e94a]{64}"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _SIMPLE = (
@@ -60,31 +72,41 @@ _ODD = re.compile(
     + "".join(f"{chr(p * 0x10000 + 0xFFFE)}{chr(p * 0x10000 + 0xFFFF)}" for p in range(1, 15))
     + "]"
 )
-# Escapes of letters and signs that are beyond doubt; all others go to the full test.
+# Escapes of letters and signs that are beyond doubt; all others, and all of ASCII, go to the full test.
 _ESCAPE = re.compile(
-    rb"\\u(?!00[24689bdefBDEF][0-9a-fA-F]|003[0-9abdefABDEF]|005[0-9ac-fAC-F]|007[0-9a-eA-E]|00[aA][0-9abcefABCEF]"
-    rb"|00[cC][0-9a-fA-F]|01[0-9a-fA-F]{2}|201[0-9a-fA-F]|20[23][026]|20[aA][cC]|2122|[4-9][0-9a-fA-F]{3}|30[4-6][0-9a-fA-F]"
-    rb"|[dD]83[c-eC-E]\\u[dD][c-fC-F])"
-    rb"|\\u00[8-9]|\\u0022|\\u00[cC][23]\\u00|\\u00[eE]2\\u20[aA][cC]"
+    rb"\\u(?!00[bdefBDEF][0-9a-fA-F]|00[aA][0-9abcefABCEF]|00[cC][0-9a-fA-F]|01[0-9a-fA-F]{2}|201[0-9a-fA-F]|20[23][026]"
+    rb"|20[aA][cC]|2122|[4-9][0-9a-fA-F]{3}|30[4-6][0-9a-fA-F]|[dD]83[c-eC-E]\\u[dD][c-fC-F])"
+    rb"|\\u00[cC][23]\\u00|\\u00[eE]2\\u20[aA][cC]|\\u00[eE][fF]\\u00"
 )
+_SPACE_BEFORE_COLON = re.compile(rb'"[ \t\r]+:')
 
 
 def plain(line: bytes) -> bool:
     """Whether the line holds nothing that `faults` would name. False where that takes a closer look."""
     if b"\\" in line and (b"\\b" in line or b"\\f" in line or (b"\\u" in line and not _plain_escapes(line))):
         return False
-    if b"\x7f" in line or b"INST]" in line or (b"<" in line and _MARKUP.search(line.decode())):
+    if b"\x7f" in line or b"INST]" in line or (b"<" in line and not _plain_markup(line)):
         return False
     if line.isascii():
         return True
     text = line.decode()
+    # Most is asked of the few characters beyond ASCII alone.
+    rest = line.translate(None, _ASCII).decode()
+    if _ODD.search(rest) or _MOJIBAKE.search(rest) or _MARKS.search(rest):
+        return False
     if not unicodedata.is_normalized("NFC", text):
         return False
-    # The rest is asked of the few characters beyond ASCII alone.
-    rest = line.translate(None, _ASCII).decode()
-    if _ODD.search(rest) or _MOJIBAKE.search(rest):
-        return False
     return not _LOOKALIKES.search(rest) or not _MIXED.search(text)
+
+
+def tight(data: bytes) -> bool:
+    """Whether every key of the JSON is followed by its colon at once, so that keys can be counted by `":`."""
+    return not ((b'" ' in data or b'"\t' in data or b'"\r' in data) and _SPACE_BEFORE_COLON.search(data))
+
+
+def _plain_markup(line: bytes) -> bool:
+    # A slash may be escaped, and any letter may be written as a number.
+    return b"\\u" not in line and not _MARKUP.search(line.decode().replace("\\/", "/"))
 
 
 def _plain_escapes(line: bytes) -> bool:
@@ -109,9 +131,10 @@ def faults(value: Any, path: str = "$") -> Iterator[Fault]:
 
 def member(path: str, key: str) -> str:
     """The JSONPath of an object's member."""
-    if key.isidentifier() and key.isascii():
+    if len(key) <= _KEY_SHOWN and key.isidentifier() and key.isascii():
         return f"{path}.{key}"
-    shown = key.encode("utf-8", "backslashreplace").decode()
+    cut = key if len(key) <= _KEY_SHOWN else f"{key[:_KEY_SHOWN]}..."
+    shown = cut.encode("utf-8", "backslashreplace").decode()
     return f"{path}[{shown!r}]"
 
 
@@ -123,14 +146,16 @@ def place(path: str, steps: list[str | int]) -> str:
 
 
 def nfc(text: str) -> str:
-    """The text in composed form."""
-    return unicodedata.normalize("NFC", text)
+    """The text in composed form; as it is, if a letter has so many marks that composing would take too long."""
+    return text if _MARKS.search(text) else unicodedata.normalize("NFC", text)
 
 
 def _of_text(text: str, path: str) -> Iterator[Fault]:
     if text.isascii() and text.isprintable() and "<" not in text and "[" not in text:
         return
-    for code, pattern in _SIMPLE:
+    for code, given in _SIMPLE:
+        # In text that runs from right to left, marks of direction are typed like any other character.
+        pattern = _OVERRIDE if given is _BIDI and _RIGHT_TO_LEFT.search(text) else given
         if match := pattern.search(text):
             yield Fault(code, path, f"{_name(match[0])} at character {match.start() + 1}{_more(pattern, text)}")
     if "\ufffd" in text:
@@ -143,18 +168,24 @@ def _of_text(text: str, path: str) -> Iterator[Fault]:
         around = text[max(0, match.start() - 12) : match.end() + 12]
         yield Fault("mojibake", path, f"{around!r} looks like UTF-8 that was read as Windows-1252")
     if match := _MIXED.search(text):
-        word = re.search(r"\w*$", text[: match.start()])
-        start = word.start() if word else match.start()
-        rest = re.match(r"\w*", text[start:])
-        shown = rest[0] if rest else match[0]
+        shown = _word_at(text, match.start())
         odd = next(letter for letter in match[0] if re.match(f"[{_LOOKALIKE}]", letter))
         yield Fault("mixed-scripts", path, f"the word {shown!r} has Latin letters beside {_name(odd)}")
-    if not unicodedata.is_normalized("NFC", text):
+    if _MARKS.search(text):
+        yield Fault("not-nfc", path, "a letter with 64 combining marks or more", "take them out")
+    elif not unicodedata.is_normalized("NFC", text):
         pairs = zip(text, nfc(text), strict=False)
         bad = next((index for index, (given, composed) in enumerate(pairs) if given != composed), len(text) - 1)
         yield Fault("not-nfc", path, f"a decomposed character at character {bad + 1} ({_name(text[bad])})")
-    if match := _MARKUP.search(text):
+    # `<s>...</s>` is how HTML strikes text through.
+    if (match := _MARKUP.search(text)) and not (match[0] == "</s>" and "<s>" in text[: match.start()]):
         yield Fault("chat-markup", path, f"the text holds {match[0]!r}, which chat templates take as a marker")
+
+
+def _word_at(text: str, place: int) -> str:
+    before = re.search(r"\w*$", text[max(0, place - _WORD_SHOWN) : place])
+    after = re.match(r"\w*", text[place : place + _WORD_SHOWN])
+    return (before[0] if before else "") + (after[0] if after else "")
 
 
 def _more(pattern: re.Pattern[str], text: str) -> str:

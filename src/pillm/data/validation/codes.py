@@ -132,7 +132,8 @@ def finding(fault: Fault, file: str, line: int, byte: int) -> Finding:
     """A fault of a line that begins at `byte` of `file`, as a finding."""
     code = CODES[fault.code]
     return Finding(
-        file=file,
+        # A name may have bytes that are no UTF-8, and a report is UTF-8.
+        file=file.encode("utf-8", "backslashreplace").decode(),
         line=line,
         byte=byte + fault.byte,
         path=fault.path,

@@ -142,6 +142,7 @@ def _unanswered(open_calls: dict[str, tuple[str, str]], unnamed: list[tuple[str,
 
 
 def _calls(turns: Sequence[dict[str, Any] | None], tools: Tools) -> Iterator[Fault]:
+    lowered = {known.lower(): known for known in tools.validators}
     for index, turn in enumerate(turns):
         for place, call in enumerate(_calls_of(turn)):
             if call is None:
@@ -152,7 +153,7 @@ def _calls(turns: Sequence[dict[str, Any] | None], tools: Tools) -> Iterator[Fau
                 continue
             if name not in tools.validators:
                 said = f"the tool {name[:60]!r} is not declared"
-                near = next((known for known in tools.validators if known.lower() == name.lower()), "")
+                near = lowered.get(name.lower(), "")
                 yield Fault("undeclared-tool", f"{path}.name", said, f"did you mean {near!r}?" if near else "")
                 continue
             validator = tools.validators[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,11 @@ _PART = 10**6
 
 
 class Place(NamedTuple):
-    """Where a record stands: number of its source, line from 1, offset of the line's first byte."""
+    """Where a record stands: number of its source, offset of the line's first byte, line from 1."""
 
     source: int
-    line: int
     byte: int
+    line: int
 
 
 class Ids:
@@ -50,10 +50,20 @@ class Ids:
         self._file.write(kept.tobytes())
         self._count += len(given)
 
-    def doubled(self) -> Iterator[tuple[Place, Place]]:
-        """Each record whose id an earlier one has, with the first that has it; in the order of the data."""
-        found = [pair for part in self._parts() for pair in _pairs(part)]
-        yield from sorted(found, key=lambda pair: (pair[0].source, pair[0].byte))
+    def doubled(self, limit: int) -> tuple[list[tuple[Place, Place]], int]:
+        """Each record whose id an earlier one has, with the first that has it, in the order of the data; and how many.
+
+        No more than the first `limit` are given.
+        """
+        found: list[tuple[Place, Place]] = []
+        count = 0
+        for part in self._parts():
+            again, first = _pairs(part)
+            count += len(again)
+            # Those of all parts together are cut again below.
+            kept = np.lexsort((again["byte"], again["source"]))[:limit]
+            found += [(_place(again[index]), _place(first[index])) for index in kept]
+        return sorted(found)[:limit], count
 
     def _parts(self) -> Iterator[np.ndarray]:
         parts = -(-self._count // self._part)
@@ -70,15 +80,15 @@ class Ids:
             yield np.concatenate(kept)
 
 
-def _pairs(entries: np.ndarray) -> Iterator[tuple[Place, Place]]:
+def _pairs(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Entries whose id stands in an earlier one, and for each the first of all with that id."""
     entries = entries[np.lexsort((entries["byte"], entries["source"], entries["low"], entries["high"]))]
     same = (entries["high"][1:] == entries["high"][:-1]) & (entries["low"][1:] == entries["low"][:-1])
-    first = None
-    for index in np.flatnonzero(same):
-        if first is None or index == 0 or not same[index - 1]:
-            first = index
-        yield _place(entries[index + 1]), _place(entries[first])
+    later = np.flatnonzero(same) + 1
+    # The last entry before each that does not repeat the one before it.
+    starts = np.flatnonzero(np.concatenate(([True], ~same)))
+    return entries[later], entries[starts[np.searchsorted(starts, later) - 1]]
 
 
-def _place(entry: np.void) -> Place:
-    return Place(int(entry["source"]), int(entry["line"]), int(entry["byte"]))
+def _place(entry: Any) -> Place:
+    return Place(int(entry["source"]), int(entry["byte"]), int(entry["line"]))

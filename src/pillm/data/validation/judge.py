@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -20,6 +22,10 @@ from pillm.data.validation.schemas import Schema, Tools, depth, schema_of, tools
 
 # As deep as jsonschema-rs follows an instance; what a template or a trainer does with more is anybody's guess.
 MAX_DEPTH = 255
+MAX_FAULTS = 10_000
+"""Of one line; a line of millions of them would not fit into memory."""
+# The record, its messages, the message, its calls, the call, its function.
+_ABOVE_ARGUMENTS = 6
 _KEY = b'":'
 _TOOLS = b'"tools":'
 _BOM = b"\xef\xbb\xbf"
@@ -49,21 +55,25 @@ def sound(data: bytes, formats: bool = False) -> wire.Line | None:
                 data, keys, record.tools = data[:start] + data[start + len(raw) :], 1, _NONE
         # A key that stands twice is lost in decoding. (A quote before a colon inside of a text is escaped,
         # and lines in which it is escaped as a number fail `plain`.)
-        if data.count(_KEY) - keys != wire.encode(record).count(_KEY) or not characters.plain(data):
+        if not characters.tight(data) or data.count(_KEY) - keys != wire.encode(record).count(_KEY):
+            return None
+        if not characters.plain(data):
             return None
         record.tools = given
         kinds = tuple(map(type, record.messages))
         legal = _LEGAL.get(kinds)
         if legal is None:
             legal = _legal(kinds)
-        plain = legal and record.id.strip() and _plain_fields(record) and _plain_dialogue(record, tools, formats)
+        # So many brackets take at least so many bytes.
+        deep = len(data) >= 2 * MAX_DEPTH and data.count(b"{") + data.count(b"[") > MAX_DEPTH
+        plain = legal and record.id.strip() and _plain_fields(record) and _plain_dialogue(record, tools, deep, formats)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
     return record if plain else None
 
 
 def faults(data: bytes, formats: bool = False) -> tuple[list[Fault], Any]:
-    """Everything that is wrong with a line (without its line end), and the decoded line if it is JSON."""
+    """What is wrong with a line (without its line end), all of it up to MAX_FAULTS, and the line decoded if it is JSON."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -77,14 +87,22 @@ def faults(data: bytes, formats: bool = False) -> tuple[list[Fault], Any]:
     deep = depth(value)
     if deep > MAX_DEPTH:
         return [Fault("too-deep", "$", f"arrays and objects are nested {deep:,} deep; {MAX_DEPTH} is the most")], None
-    found = [*duplicate_keys(data), *structure.faults(value)]
+    return list(islice(_all(data, value, formats), MAX_FAULTS)), value
+
+
+def _all(data: bytes, value: Any, formats: bool) -> Iterator[Fault]:
+    doubled = duplicate_keys(data)
+    yield from doubled
+    yield from structure.faults(value)
     if isinstance(value, dict):
         tools = _tools(value, formats)
         response = _response(value, formats)
-        found += [fault for fault in (*tools.faults, *(response.faults if response else ())) if fault not in found]
-        found += dialogue.faults(value, tools, response)
-    found += characters.faults(value)
-    return found, value
+        told = {(fault.code, fault.path) for fault in doubled}
+        for fault in (*tools.faults, *(response.faults if response else ())):
+            if (fault.code, fault.path) not in told:
+                yield fault
+        yield from dialogue.faults(value, tools, response)
+    yield from characters.faults(value)
 
 
 def _legal(kinds: tuple[type, ...]) -> bool:
@@ -119,54 +137,40 @@ def _plain_meta(raw: bytes) -> bool:
     return isinstance(value, dict) and shallow and raw.count(_KEY) == wire.encode(value).count(_KEY)
 
 
-def _plain_dialogue(record: wire.Line, tools: Tools, formats: bool) -> bool:
+def _plain_dialogue(record: wire.Line, tools: Tools, deep: bool, formats: bool) -> bool:
+    """Whether every call fits, and no result is missing or too many; unusual matches are left to the full judgement."""
     validators = tools.validators
-    results = 0
-    calls: list[wire.Call] | None = None
+    ids: list[str] = []
+    waiting: list[wire.Call] = []
     for turn in record.messages:
-        if type(turn) is wire.Assistant:
-            if results and calls:
+        content = turn.content
+        is_blank = not isinstance(content, str) or not content or content.isspace()
+        if type(turn) is wire.ToolResult:
+            # One call and its one result.
+            if is_blank or len(waiting) != 1 or not _belongs(turn, waiting[0]):
                 return False
-            given = turn.tool_calls
-            if not given:
-                if not isinstance(turn.content, str) or not turn.content or turn.content.isspace():
-                    return False
-                if calls:
-                    return False
-                continue
-            if calls:
+            waiting = []
+            continue
+        given = turn.tool_calls if type(turn) is wire.Assistant else msgspec.UNSET
+        if waiting or (is_blank and not given):
+            return False
+        if not isinstance(given, list):
+            continue
+        waiting = given
+        for call in given:
+            function = call.function
+            validator = validators.get(function.name)
+            if validator is None or (deep and depth(function.arguments) > MAX_DEPTH - _ABOVE_ARGUMENTS):
                 return False
-            calls = given if isinstance(given, list) else None
-            for call in given if isinstance(given, list) else ():
-                function = call.function
-                validator = validators.get(function.name)
-                if validator is None or not validator.is_valid(function.arguments):
-                    return False
-        else:
-            content = turn.content
-            if not content or content.isspace():
+            if not validator.is_valid(function.arguments):
                 return False
-            if type(turn) is wire.ToolResult:
-                # One call and its one result are the usual case; the rest is matched in full.
-                if not calls or len(calls) != 1 or not _belongs(turn, calls[0]):
-                    return False
-                calls = None
-            elif calls:
-                return False
-    ids = [
-        call.id
-        for turn in record.messages
-        if type(turn) is wire.Assistant and isinstance(turn.tool_calls, list)
-        for call in turn.tool_calls
-    ]
-    if len(ids) > 1 and len(set(ids) - {msgspec.UNSET}) != sum(1 for key in ids if key is not msgspec.UNSET):
-        return False
-    return not record.response_schema or _plain_answer(record, formats)
+            if isinstance(call.id, str):
+                ids.append(call.id)
+    return len(set(ids)) == len(ids) and (not record.response_schema or _plain_answer(record, formats))
 
 
 def _belongs(result: wire.ToolResult, call: wire.Call) -> bool:
-    same_id = result.tool_call_id == call.id or not (isinstance(result.tool_call_id, str) and isinstance(call.id, str))
-    return same_id and (not isinstance(result.name, str) or result.name == call.function.name)
+    return result.tool_call_id == call.id and (not isinstance(result.name, str) or result.name == call.function.name)
 
 
 def _plain_answer(record: wire.Line, formats: bool) -> bool:

@@ -7,6 +7,8 @@ it goes and kept: nothing is dropped but blank lines.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +16,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pillm.core.artifacts import atomic_file
+from pillm.core.artifacts import PARTIAL, publish
 from pillm.core.errors import UsageError, writing
 from pillm.core.events import Emit, Log, Progress
 from pillm.core.jsonl import MAX_LINE_BYTES
 from pillm.data.inputs import Block, Source, blocks
 from pillm.data.parallel import mapped
-from pillm.data.validation import characters, judge, structure
+from pillm.data.validation import characters, structure
 from pillm.data.validation.codes import CODES, Fault
+from pillm.data.validation.keys import duplicate_keys
+from pillm.data.validation.rules import BYTE_ORDER_MARK, Rules, faults
 
-_BOM = b"\xef\xbb\xbf"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -49,29 +52,42 @@ def check_target(target: Path, found: list[Source]) -> None:
             raise UsageError(f"--fix={target}: this is the data itself", "name another place for the copy")
 
 
-def write(target: Path, found: list[Source], formats: bool, workers: int | None, emit: Emit) -> tuple[int, int]:
+def write(target: Path, found: list[Source], rules: Rules, workers: int | None, emit: Emit) -> tuple[int, int]:
     """Write the mended copy; returns how many errors and warnings are left in it."""
-    mended, left = Counter[str](), Counter[str]()
+    mended, left, lines = Counter[str](), Counter[str](), Counter[Source]()
     size, done = sum(source.size for source in found), 0
-    paths = _targets(target, found)
-    # All files appear, or none: each is written in full before the first is renamed.
+    paths = dict(zip(found, _targets(target, found), strict=True))
+    # All are written in full before the first gets its name.
     with writing(target), contextlib.ExitStack() as stack:
-        files = {source: stack.enter_context(atomic_file(path)) for source, path in zip(found, paths, strict=True)}
-        for block, result in mapped(blocks(found), mend_block, formats, workers):
-            files[block.source].write(result.data)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PARTIAL, dir=target.parent)))
+        parts = {source: staging / str(number) for number, source in enumerate(found)}
+        for part in parts.values():
+            part.touch()
+        for block, result in mapped(blocks(found), mend_block, rules, workers):
+            with parts[block.source].open("ab") as file:
+                file.write(result.data)
             mended += result.mended
             left += result.left
+            lines[block.source] += bool(result.data)
             done += block.end - block.start
             emit(Progress("mend", done, size, "B"))
-    said = ", ".join(f"{code} {count:,}" for code, count in sorted(mended.items())) or "there was nothing to mend"
-    emit(Log(f"{target}: mended {said}" if mended else f"{target}: {said}"))
+        for source, path in paths.items():
+            with parts[source].open("rb") as file:
+                os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            publish(parts[source], path)
+    if "empty" not in rules.ignore:
+        left["empty"] += sum(not lines[source] for source in found)
+    said = ", ".join(f"{code} {count:,}" for code, count in sorted(mended.items()))
+    emit(Log(f"{target}: mended {said}" if mended else f"{target}: there was nothing to mend"))
     by = Counter[str]()
     for code, count in left.items():
         by[CODES[code].severity] += count
     return by["error"], by["warning"]
 
 
-def mend_block(block: Block, formats: bool) -> Mended:
+def mend_block(block: Block, rules: Rules) -> Mended:
     """The mended lines of a block."""
     out = bytearray()
     mended, left = Counter[str](), Counter[str]()
@@ -80,11 +96,8 @@ def mend_block(block: Block, formats: bool) -> Mended:
             raise UsageError(
                 f"{block.source.name}: a line is {size:,} bytes long", "split it into records, then mend the rest"
             )
-        if judge.sound(data, formats) is not None and not data.endswith(b"\r"):
-            out += data + b"\n"
-            continue
-        if byte == 0 and data.startswith(_BOM):
-            data = data[len(_BOM) :]
+        if byte == 0 and data.startswith(BYTE_ORDER_MARK):
+            data = data[len(BYTE_ORDER_MARK) :]
             mended["byte-order-mark"] += 1
         if data.endswith(b"\r"):
             data = data[:-1]
@@ -92,12 +105,12 @@ def mend_block(block: Block, formats: bool) -> Mended:
         if not data.strip():
             mended["blank-line"] += 1
             continue
-        found, value = judge.faults(data, formats)
+        found, value = faults(data, len(data), 1, rules)
         done = _mend(value, found)
         if done:
             mended += done
             data = _encode(value)
-            found, _ = judge.faults(data, formats)
+            found, _ = faults(data, len(data), 1, rules)
         for fault in found:
             left[fault.code] += 1
         out += data + b"\n"
@@ -146,7 +159,8 @@ def _arguments(record: dict[str, Any]) -> int:
                 arguments = msgspec.json.decode(text or "{}")
             except (msgspec.MsgspecError, RecursionError):
                 continue
-            if isinstance(arguments, dict):
+            # Of a key that stands twice, which one counts is a guess.
+            if isinstance(arguments, dict) and not duplicate_keys(text.encode() or b"{}"):
                 function["arguments"] = arguments
                 count += 1
     return count
@@ -160,14 +174,25 @@ def _locale(record: dict[str, Any]) -> int:
     return 0
 
 
-def _tags(record: dict[str, Any]) -> int:
-    tags = record["tags"]
-    kept: list[Any] = []
-    for tag in tags if isinstance(tags, list) else ():
-        if not isinstance(tag, str) or (tag.strip() and tag not in kept):
-            kept.append(tag)
-    record["tags"] = kept
-    return len(tags) - len(kept)
+def _blank_tags(record: dict[str, Any]) -> int:
+    return _keep_tags(record, [not isinstance(tag, str) or bool(tag.strip()) for tag in record["tags"]])
+
+
+def _repeated_tags(record: dict[str, Any]) -> int:
+    seen: set[str] = set()
+    kept = []
+    for tag in record["tags"]:
+        # Blank ones are another fault.
+        is_new = not isinstance(tag, str) or not tag.strip() or tag not in seen
+        kept.append(is_new)
+        if isinstance(tag, str):
+            seen.add(tag)
+    return _keep_tags(record, kept)
+
+
+def _keep_tags(record: dict[str, Any], kept: list[bool]) -> int:
+    record["tags"] = [tag for tag, keep in zip(record["tags"], kept, strict=True) if keep]
+    return len(kept) - len(record["tags"])
 
 
 def _composed(record: dict[str, Any]) -> int:
@@ -190,8 +215,8 @@ _MENDINGS: dict[str, Callable[[dict[str, Any]], int]] = {
     "content-parts": _parts,
     "arguments-as-text": _arguments,
     "locale-form": _locale,
-    "duplicate-tag": _tags,
-    "blank-tag": _tags,
+    "duplicate-tag": _repeated_tags,
+    "blank-tag": _blank_tags,
     "not-nfc": _composed,
 }
 

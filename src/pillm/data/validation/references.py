@@ -1,17 +1,23 @@
-"""Where a JSON Schema refers to, and how much work it can make: asked of the schema, before a value meets it."""
+"""Where a JSON Schema refers to, and how much work it can make: asked of the schema, before a value meets it.
+
+References are resolved as the drafts say: against the nearest `$id` (draft 4: `id`), by JSON pointer or
+by anchor. What is not in the document is never fetched; of other documents only the drafts' own
+meta-schemas are known.
+"""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urldefrag, urljoin
 
 from pillm.data.validation.characters import place
 from pillm.data.validation.codes import Fault
 
 MAX_STEPS = 100_000
 """Schemas that may judge one value, at most."""
+
 # Where schemas stand inside a schema: under the keyword itself, in its array, or as its members' values;
 # and whether they judge the same place of the instance, or one that lies deeper.
 _IN_PLACE = ("not", "if", "then", "else")
@@ -29,9 +35,91 @@ _DEEPER = (
 _DEEPER_LISTS = ("prefixItems", "items")
 _DEEPER_MAPS = ("properties", "patternProperties")
 _NAMED = ("$defs", "definitions")
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_KNOWN = ("json-schema.org/draft", "json-schema.org/schema")
+Steps = tuple[str | int, ...]
 
 
-def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, bool, tuple[str | int, ...], Any]]:
+class Elsewhere(NamedTuple):
+    """What a reference to another document leads to; `is_known` if that is a meta-schema of a draft."""
+
+    is_known: bool
+
+
+class Document:
+    """Every schema of a schema document, and what each reference in it leads to."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self.nodes: list[tuple[Steps, dict[str, Any]]] = []
+        self._bases: dict[int, str] = {}
+        self._resources: dict[str, Any] = {"": schema}
+        self._anchors: dict[str, Any] = {}
+        self._add(schema, (), "")
+        # What a pointer leads to is a schema, too, wherever it stands; it may hold references itself.
+        for steps, node in self.nodes:
+            for key in _REFERENCES:
+                target = self.target(node, key)
+                if isinstance(target, dict) and id(target) not in self._bases:
+                    self._add(target, (*steps, key), self._bases[id(node)])
+
+    def target(self, node: dict[str, Any], key: str) -> Any:
+        """What `node[key]` leads to: a schema, Elsewhere, or None if there is nothing (or no reference)."""
+        reference = node.get(key)
+        if not isinstance(reference, str):
+            return None
+        base = self._bases[id(node)]
+        try:
+            where, fragment = urldefrag(urljoin(base, reference))
+        except ValueError:
+            return None
+        # A base without a scheme swallows what urljoin does not understand (urn:).
+        if reference.startswith("#"):
+            where, fragment = urldefrag(base)[0], reference[1:]
+        if where not in self._resources:
+            return Elsewhere(any(known in where for known in _KNOWN))
+        if not fragment:
+            return self._resources[where]
+        if not fragment.startswith("/"):
+            return self._anchors.get(f"{where}#{fragment}")
+        return _at(self._resources[where], fragment)
+
+    def _add(self, schema: Any, steps: Steps, base: str) -> None:
+        todo = [(schema, steps, base)]
+        while todo:
+            node, path, inside = todo.pop()
+            if not isinstance(node, dict) or id(node) in self._bases:
+                continue
+            inside = self._based(node, inside)
+            self._bases[id(node)] = inside
+            self.nodes.append((path, node))
+            for key in ("$anchor", "$dynamicAnchor"):
+                if isinstance(name := node.get(key), str):
+                    self._anchors.setdefault(f"{urldefrag(inside)[0]}#{name}", node)
+            found = [(inner, (*path, *more), inside) for _, _, more, inner in subschemas(node)]
+            for key in _NAMED:
+                if isinstance(members := node.get(key), dict):
+                    found += [(inner, (*path, key, name), inside) for name, inner in members.items()]
+            todo += reversed(found)
+
+    def _based(self, node: dict[str, Any], base: str) -> str:
+        """The base of a schema's references, with its own identifier registered."""
+        for key in ("$id", "id"):
+            name = node.get(key)
+            if not isinstance(name, str) or not name:
+                continue
+            if name.startswith("#"):
+                # Drafts 6 and 7 write anchors like this.
+                self._anchors.setdefault(f"{urldefrag(base)[0]}{name}", node)
+                continue
+            try:
+                base = urldefrag(urljoin(base, name))[0]
+            except ValueError:
+                continue
+            self._resources.setdefault(base, node)
+        return base
+
+
+def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, bool, Steps, Any]]:
     """The schemas directly inside one: label of the instance's member, whether in place, steps to it, schema.
 
     The label is a property's name, or "*" for what can be any member.
@@ -53,98 +141,46 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, bool, tuple[str | 
                 yield label, key in _IN_PLACE_MAPS, (key, name), item
 
 
-def everywhere(schema: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
-    """Every schema object inside a schema with the steps to it, itself first."""
-    if not isinstance(schema, dict):
-        return
-    yield path, schema
-    for _, _, steps, inner in subschemas(schema):
-        yield from everywhere(inner, (*path, *steps))
-    for key in _NAMED:
-        if isinstance(members := schema.get(key), dict):
-            for name, inner in members.items():
-                yield from everywhere(inner, (*path, key, name))
-
-
-def faults(schema: dict[str, Any], path: str) -> Iterator[Fault]:
-    """References that leave the document, loop, or make the work double at every level."""
-    pointers: list[tuple[str, str]] = []
-    # Identifiers change what a relative reference means; the compiler resolves those, offline.
-    own_ids = {str(inner["$id"]) for _, inner in everywhere(schema) if isinstance(inner.get("$id"), str)}
-    for steps, inner in everywhere(schema):
-        for key in ("$ref", "$dynamicRef", "$recursiveRef"):
-            if not isinstance(target := inner.get(key), str):
+def faults(document: Document, path: str) -> Iterator[Fault]:
+    """References that leave the document, lead nowhere, loop, or make the work double again and again."""
+    broken = False
+    for steps, node in document.nodes:
+        for key in _REFERENCES:
+            if not isinstance(reference := node.get(key), str):
                 continue
-            where = place(path, [*steps, key])
-            if target.startswith("#"):
-                pointers.append((where, target))
-            elif not any(target.split("#")[0] in (known, known.rpartition("/")[2]) for known in own_ids):
-                yield Fault("remote-ref", where, f"{target[:80]} is in another document, and nothing is fetched")
-    if pointers:
-        yield from _cycles(schema, path, dict(pointers))
-
-
-def resolve(schema: dict[str, Any], reference: str) -> Any:
-    """What a JSON-pointer reference such as `#/$defs/x` leads to; None if it leads nowhere or is an anchor."""
-    target: Any = schema
-    if reference in ("#", "#/"):
-        return schema
-    if not reference.startswith("#/"):
-        name = reference[1:]
-        return next(
-            (inner for _, inner in everywhere(schema) if name in (inner.get("$anchor"), inner.get("$dynamicAnchor"))),
-            None,
-        )
-    for step in reference[2:].split("/"):
-        step = (
-            re.sub("%([0-9A-Fa-f]{2})", lambda found: chr(int(found[1], 16)), step)
-            .replace("~1", "/")
-            .replace("~0", "~")
-        )
-        if isinstance(target, dict) and step in target:
-            target = target[step]
-        elif isinstance(target, list) and step.isdigit() and int(step) < len(target):
-            target = target[int(step)]
-        else:
-            return None
-    return target
-
-
-def _cycles(schema: dict[str, Any], path: str, pointers: dict[str, str]) -> Iterator[Fault]:
-    for where, reference in pointers.items():
-        if resolve(schema, reference) is None:
-            yield Fault("dangling-ref", where, f"{reference[:80]} leads to nothing in this schema")
+            where, target = place(path, [*steps, key]), document.target(node, key)
+            if isinstance(target, Elsewhere) and not target.is_known:
+                broken = True
+                yield Fault("remote-ref", where, f"{reference[:80]} is in another document, and nothing is fetched")
+            elif target is None:
+                broken = True
+                yield Fault("dangling-ref", where, f"{reference[:80]!r} leads to nothing in this schema")
+    if broken:
+        return
     try:
-        steps, _ = work(schema)
+        steps_of_work = _steps(document)
     except LoopError as loop:
         yield Fault("ref-loop", path, f"{loop.args[0][:80]} leads back to itself at the same place of the value")
         return
-    if steps > MAX_STEPS:
-        yield Fault("costly-schema", path, f"one value could take {steps:.3g} steps to judge")
+    if steps_of_work > MAX_STEPS:
+        yield Fault("costly-schema", path, f"one value could take {steps_of_work:.3g} steps to judge")
 
 
 class LoopError(Exception):
     """A reference leads back to itself at the same place of the value."""
 
 
-def work(schema: dict[str, Any]) -> tuple[int, int]:
-    """How many schemas judge one place of a value at most, and how often a recursive one judges the place below.
+def _beside(document: Document, node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas that judge what `node` judges, one step away."""
+    found = [inner for _, in_place, _, inner in subschemas(node) if in_place]
+    found += [document.target(node, key) for key in _REFERENCES]
+    return [inner for inner in found if isinstance(inner, dict)]
 
-    Raises LoopError with the reference that comes back to itself without going deeper.
-    """
-    targets: dict[str, Any] = {}
+
+def _steps(document: Document) -> int:
+    """How many schemas judge one place of a value, at most."""
     costs: dict[int, int] = {}
     active: set[int] = set()
-
-    def beside(node: dict[str, Any]) -> list[Any]:
-        """The schemas that judge what `node` judges, one step away."""
-        found = [inner for _, in_place, _, inner in subschemas(node) if in_place]
-        for key in ("$ref", "$dynamicRef", "$recursiveRef"):
-            if isinstance(reference := node.get(key), str) and reference.startswith("#"):
-                if reference not in targets:
-                    targets[reference] = resolve(schema, reference)
-                found.append(targets[reference])
-        return [inner for inner in found if isinstance(inner, dict)]
 
     def cost(node: dict[str, Any]) -> int:
         if id(node) in costs:
@@ -152,29 +188,36 @@ def work(schema: dict[str, Any]) -> tuple[int, int]:
         if id(node) in active:
             raise LoopError(str(node.get("$ref", "#")))
         active.add(id(node))
-        total = 1 + sum(cost(inner) for inner in beside(node))
+        total = 1 + sum(map(cost, _beside(document, node)))
         active.discard(id(node))
         costs[id(node)] = total
         return total
 
-    nodes = [node for _, node in everywhere(schema)]
-    most = max(cost(node) for node in nodes)
-    if most > MAX_STEPS or not any(isinstance(target, dict) for target in targets.values()):
-        return most, 1
-    return most, _doubling(nodes, beside)
+    return max(cost(node) for _, node in document.nodes)
 
 
-def _doubling(nodes: list[dict[str, Any]], beside: Callable[[dict[str, Any]], list[Any]]) -> int:
-    """In how many ways a schema that refers to itself can judge one member of what it judges."""
+def ways(document: Document) -> int:
+    """In how many ways a schema that refers to itself can judge one member of what it judges.
+
+    With more than one, the work for a value is exponential in its depth. Raises RecursionError where
+    references follow one another too long.
+    """
+    nodes = [node for _, node in document.nodes]
+    if not any(isinstance(document.target(node, key), dict) for node in nodes for key in _REFERENCES):
+        return 1
+    return _doubling(nodes, lambda node: _beside(document, node))
+
+
+def _doubling(nodes: list[dict[str, Any]], beside: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> int:
     places: dict[int, Counter[int]] = {}
     members: dict[int, dict[str, Counter[int]]] = {}
 
-    def place(node: dict[str, Any]) -> Counter[int]:
+    def at_place(node: dict[str, Any]) -> Counter[int]:
         """Every schema that judges the same place as `node`, with how often it does."""
         if id(node) not in places:
             found = Counter({id(node): 1})
             for inner in beside(node):
-                found += place(inner)
+                found += at_place(inner)
             places[id(node)] = found
         return places[id(node)]
 
@@ -184,7 +227,7 @@ def _doubling(nodes: list[dict[str, Any]], beside: Callable[[dict[str, Any]], li
             found: dict[str, Counter[int]] = {}
             for label, in_place, _, inner in subschemas(node):
                 if not in_place and isinstance(inner, dict):
-                    found[label] = found.get(label, Counter()) + place(inner)
+                    found[label] = found.get(label, Counter()) + at_place(inner)
             for inner in beside(node):
                 for label, counts in below(inner).items():
                     found[label] = found.get(label, Counter()) + counts
@@ -197,3 +240,16 @@ def _doubling(nodes: list[dict[str, Any]], beside: Callable[[dict[str, Any]], li
         anywhere = inner.pop("*", Counter())
         most = max([most, anywhere[id(node)], *(counts[id(node)] + anywhere[id(node)] for counts in inner.values())])
     return most
+
+
+def _at(resource: Any, pointer: str) -> Any:
+    """What a JSON pointer (in a URI, so with percent signs) leads to; None if it leads nowhere."""
+    for step in pointer[1:].split("/"):
+        name = unquote(step).replace("~1", "/").replace("~0", "~")
+        if isinstance(resource, dict) and name in resource:
+            resource = resource[name]
+        elif isinstance(resource, list) and name.isdigit() and int(name) < len(resource):
+            resource = resource[int(name)]
+        else:
+            return None
+    return resource

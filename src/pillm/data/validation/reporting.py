@@ -22,14 +22,13 @@ class Report:
     def __init__(self, form: str, limit: int, emit: Emit) -> None:
         self._form, self._limit, self._emit = form, limit, emit
         self._kept: list[Finding] = []
-        self._shown = self.left_out = 0
+        self.shown = 0
 
     def add(self, item: Finding) -> None:
-        """Print a finding, or count it if enough were printed."""
-        if self._shown >= self._limit:
-            self.left_out += 1
+        """Print a finding, if not enough were printed."""
+        if self.shown >= self._limit:
             return
-        self._shown += 1
+        self.shown += 1
         if self._form == "sarif":
             self._kept.append(item)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jsonschema_rs
 import msgspec
@@ -22,6 +22,9 @@ from pillm.data.validation.structure import NAME, kind, name_faults
 
 MAX_DEPTH = 100
 _BACKTRACKS = 100_000
+_KEPT_BYTES = 4 * 2**20
+# Each error holds a copy of what it is about: of a large value only the first is told.
+_LARGE_VALUE = 2**16
 _TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")
 # Words that other formats use for JSON Schema's types.
 _TYPE_WORDS = {
@@ -29,14 +32,35 @@ _TYPE_WORDS = {
     "double": "number", "int": "integer", "long": "integer", "bool": "boolean", "str": "string", "char": "string",
     "none": "null",
 }  # fmt: skip
-_DRAFTS: dict[str, tuple[str, Any]] = {
-    "https://json-schema.org/draft/2020-12/schema": ("draft 2020-12", jsonschema_rs.Draft202012Validator),
-    "https://json-schema.org/draft/2019-09/schema": ("draft 2019-09", jsonschema_rs.Draft201909Validator),
-    "http://json-schema.org/draft-07/schema": ("draft 7", jsonschema_rs.Draft7Validator),
-    "http://json-schema.org/draft-06/schema": ("draft 6", jsonschema_rs.Draft6Validator),
-    "http://json-schema.org/draft-04/schema": ("draft 4", jsonschema_rs.Draft4Validator),
-}
+
+
+class _Draft(NamedTuple):
+    title: str
+    uri: str
+    compiler: Any
+
+
 _NEWEST = "https://json-schema.org/draft/2020-12/schema"
+_D2020 = _Draft("draft 2020-12", _NEWEST, jsonschema_rs.Draft202012Validator)
+_DRAFTS = {
+    "json-schema.org/schema": _D2020,
+    "json-schema.org/draft/2020-12/schema": _D2020,
+    "json-schema.org/draft/2019-09/schema": _Draft(
+        "draft 2019-09", "https://json-schema.org/draft/2019-09/schema", jsonschema_rs.Draft201909Validator
+    ),
+    "json-schema.org/draft-07/schema": _Draft(
+        "draft 7", "http://json-schema.org/draft-07/schema", jsonschema_rs.Draft7Validator
+    ),
+    "json-schema.org/draft-06/schema": _Draft(
+        "draft 6", "http://json-schema.org/draft-06/schema", jsonschema_rs.Draft6Validator
+    ),
+    "json-schema.org/draft-04/schema": _Draft(
+        "draft 4", "http://json-schema.org/draft-04/schema", jsonschema_rs.Draft4Validator
+    ),
+}
+
+
+K = TypeVar("K")
 
 
 class Schema(NamedTuple):
@@ -55,9 +79,40 @@ class Tools(NamedTuple):
     """Whether nothing is wrong with them, not even with their characters, which `faults` leaves to others."""
 
 
-@lru_cache(maxsize=2048)
+class _Kept(dict[tuple[Any, ...], K]):
+    """What was judged before, by the bytes it was judged from; emptied when these come to too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes = 0
+
+    def keep(self, key: tuple[Any, ...], size: int, judged: K) -> K:
+        """Remember a judgement that was made from `size` bytes."""
+        # Compiled, a schema takes about ten times the memory of its text.
+        if self._bytes + size > _KEPT_BYTES:
+            self.clear()
+            self._bytes = 0
+        self._bytes += size
+        self[key] = judged
+        return judged
+
+
+_tools: _Kept[Tools] = _Kept()
+_schemas: _Kept[Schema] = _Kept()
+
+
 def tools_of(raw: bytes, formats: bool = False) -> Tools:
     """The tools of a record, from the JSON of its `tools` field. The same bytes are judged only once."""
+    return _tools.get((raw, formats)) or _tools.keep((raw, formats), len(raw), _tools_of(raw, formats))
+
+
+def schema_of(raw: bytes, path: str, formats: bool = False) -> Schema:
+    """A schema from its JSON; `path` is where it stands in the record."""
+    key = (raw, path, formats)
+    return _schemas.get(key) or _schemas.keep(key, len(raw), _schema_of(*key))
+
+
+def _tools_of(raw: bytes, formats: bool) -> Tools:
     doubled = duplicate_keys(raw, "$.tools")
     value = msgspec.json.decode(raw)
     if not isinstance(value, list):
@@ -75,9 +130,7 @@ def tools_of(raw: bytes, formats: bool = False) -> Tools:
     return Tools(validators, tuple(found), not found and not any(characters.faults(value)))
 
 
-@lru_cache(maxsize=2048)
-def schema_of(raw: bytes, path: str, formats: bool = False) -> Schema:
-    """A schema from its JSON; `path` is where it stands in the record."""
+def _schema_of(raw: bytes, path: str, formats: bool) -> Schema:
     doubled = duplicate_keys(raw, path)
     judged = judge(msgspec.json.decode(raw), path, formats)
     return Schema(judged.validator, (*doubled, *judged.faults))
@@ -85,39 +138,36 @@ def schema_of(raw: bytes, path: str, formats: bool = False) -> Schema:
 
 def judge(schema: Any, path: str, formats: bool = False) -> Schema:
     """Judge a decoded schema and compile it, if it can be used without harm."""
-    if not isinstance(schema, dict | bool):
-        return Schema(None, (Fault("invalid-schema", path, f"a schema is an object, and this is {kind(schema)}"),))
+    if not isinstance(schema, dict):
+        return Schema(None, (Fault("invalid-schema", path, f"this must be an object, and it is {kind(schema)}"),))
     if depth(schema) > MAX_DEPTH:
         return Schema(None, (Fault("schema-too-deep", path, f"the schema is nested more than {MAX_DEPTH} deep"),))
-    if isinstance(schema, bool):
-        return Schema(jsonschema_rs.Draft202012Validator(schema), ())
     draft = schema.get("$schema", _NEWEST)
-    known = _DRAFTS.get(draft.removesuffix("#")) if isinstance(draft, str) else None
+    known = _DRAFTS.get(draft.removesuffix("#").partition("://")[2]) if isinstance(draft, str) else None
     if known is None:
         shown = draft if isinstance(draft, str) else kind(draft)
         return Schema(None, (Fault("unknown-draft", f"{path}['$schema']", f"{shown} is no known draft"),))
-    title, compiler = known
-    found = [*_against_meta_schema(schema, path, title, str(draft))]
+    found = [*_against_meta_schema(schema, path, known)]
     ways = 1
+    document = references.Document(schema)
     try:
-        found += references.faults(schema, path)
-        ways = 1 if found else references.work(schema)[1]
+        found += references.faults(document, path)
+        ways = 1 if found else references.ways(document)
     except RecursionError:
         found.append(Fault("schema-too-deep", path, "references follow one another too long"))
     if found:
         return Schema(None, tuple(found))
     try:
-        validator = compiler(
-            schema,
+        validator = known.compiler(
+            # Its spelling was judged above; the library takes one spelling only.
+            {key: value for key, value in schema.items() if key != "$schema"},
             offline=True,
             validate_formats=formats,
-            pattern_options=jsonschema_rs.FancyRegexOptions(
-                backtrack_limit=_BACKTRACKS, size_limit=2**20, dfa_size_limit=2**20
-            ),
+            pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS),
         )
     except (ValueError, jsonschema_rs.ReferencingError) as error:
         return Schema(None, (_refused(error, path),))
-    return Schema(_Bounded(validator, ways) if ways > 1 else validator, tuple(_habits(schema, path)))
+    return Schema(_Bounded(validator, ways) if ways > 1 else validator, tuple(_habits(document, path)))
 
 
 class _Bounded:
@@ -134,6 +184,10 @@ class _Bounded:
         self._check(value)
         return self._validator.iter_errors(value)
 
+    def validate(self, value: Any) -> None:
+        self._check(value)
+        self._validator.validate(value)
+
     def _check(self, value: Any) -> None:
         deep = depth(value)
         if deep > 1 and self._ways > references.MAX_STEPS ** (1 / (deep - 1)):
@@ -143,10 +197,20 @@ class _Bounded:
 def argument_faults(validator: Any, value: Any, path: str, code: str) -> Iterator[Fault]:
     """What in a value does not fit its schema, each with its own path."""
     try:
-        for error in validator.iter_errors(value):
+        for error in _errors(validator, value):
             yield Fault(code, place(path, error.instance_path), _said(error))
     except ValueError as error:
         yield Fault("unchecked-arguments", path, f"the check gave up: {str(error).splitlines()[0]}")
+
+
+def _errors(validator: Any, value: Any) -> Iterator[Any]:
+    if len(msgspec.json.encode(value)) <= _LARGE_VALUE:
+        yield from validator.iter_errors(value)
+        return
+    try:
+        validator.validate(value)
+    except jsonschema_rs.ValidationError as error:
+        yield error
 
 
 def depth(value: Any) -> int:
@@ -200,14 +264,14 @@ def _tool(tool: Any, path: str, formats: bool) -> tuple[str | None, Any, list[Fa
     return name if isinstance(name, str) else None, judged.validator, found
 
 
-@lru_cache(maxsize=16)
-def _meta_validator(draft: str) -> Any:
-    return _DRAFTS[draft][1]({"$ref": draft}, offline=True)
+@lru_cache(maxsize=len(_DRAFTS))
+def _meta_validator(draft: _Draft) -> Any:
+    return draft.compiler({"$ref": draft.uri}, offline=True)
 
 
-def _against_meta_schema(schema: dict[str, Any], path: str, title: str, draft: str) -> Iterator[Fault]:
+def _against_meta_schema(schema: dict[str, Any], path: str, draft: _Draft) -> Iterator[Fault]:
     seen = set()
-    for error in _meta_validator(draft.removesuffix("#")).iter_errors(schema):
+    for error in _meta_validator(draft).iter_errors(schema):
         where = place(path, error.instance_path)
         # The meta-schema of 2020-12 is made of vocabularies, and several can say the same.
         if where in seen:
@@ -217,7 +281,7 @@ def _against_meta_schema(schema: dict[str, Any], path: str, title: str, draft: s
         if last == "type" or (len(error.instance_path) > 1 and error.instance_path[-2] == "type"):
             yield Fault("invalid-schema", where, *_of_type(error.instance))
         else:
-            yield Fault("invalid-schema", where, f"{_said(error)} ({title})")
+            yield Fault("invalid-schema", where, f"{_said(error)} ({draft.title})")
 
 
 def _of_type(given: Any) -> tuple[str, str]:
@@ -245,9 +309,9 @@ def _said(error: Any) -> str:
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
 
 
-def _habits(schema: dict[str, Any], path: str) -> Iterator[Fault]:
+def _habits(document: references.Document, path: str) -> Iterator[Fault]:
     """What is legal and still hardly meant."""
-    for steps, inner in references.everywhere(schema):
+    for steps, inner in document.nodes:
         properties, required = inner.get("properties"), inner.get("required")
         if isinstance(properties, dict) and isinstance(required, list) and not _open(inner):
             for index, name in enumerate(required):

@@ -9,10 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pillm.core import records
 from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Emit, Log, Progress
 from pillm.core.findings import Finding
@@ -24,22 +22,11 @@ from pillm.data.options import ValidateOptions
 from pillm.data.parallel import mapped
 from pillm.data.validation import judge, mend, model_text, reporting
 from pillm.data.validation.codes import CODES, Fault, finding
-from pillm.data.validation.ids import Ids
-from pillm.models.chat import ChatTemplate, load_template
-
-_BOM = b"\xef\xbb\xbf"
-
-
-class Rules(NamedTuple):
-    """What a worker has to know."""
-
-    formats: bool = False
-    ignore: frozenset[str] = frozenset()
-    limit: int = 1000
-    template: tuple[str, str, str] | None = None
-    """Source, begin and end token."""
-    tokenizer: str | None = None
-    context: int | None = None
+from pillm.data.validation.ids import Ids, Place
+from pillm.data.validation.rules import BYTE_ORDER_MARK, Rules
+from pillm.data.validation.rules import faults as in_full
+from pillm.data.validation.rules import template as template_of
+from pillm.models.chat import load_template
 
 
 class Judged(NamedTuple):
@@ -75,18 +62,20 @@ def run(options: ValidateOptions, emit: Emit) -> Result:
             for line, byte, fault in judged.faults:
                 report.add(finding(fault, source.name, lines + line, byte))
         if "duplicate-id" not in rules.ignore:
-            for item in _doubled(ids, found):
-                total["duplicate-id"] += 1
-                report.add(item)
+            pairs, doubled = ids.doubled(options.max_findings)
+            if doubled:
+                total["duplicate-id"] = doubled
+            for again, first in pairs:
+                report.add(_doubled(again, first, found))
     report.close()
     severities = Counter[str]()
     for code, number in total.items():
         severities[CODES[code].severity] += number
     errors, warnings = severities["error"], severities["warning"]
     metrics: dict[str, MetricValue] = {"records": count, "files": len(found), "errors": errors, "warnings": warnings}
-    emit(Log(_summary(total, count, len(found), report.left_out)))
+    emit(Log(_summary(total, count, len(found), total.total() - report.shown)))
     if options.fix:
-        errors, warnings = mend.write(options.fix, found, rules.formats, options.workers, emit)
+        errors, warnings = mend.write(options.fix, found, rules, options.workers, emit)
         # Which of two records with one id is the wrong one is a guess, so they stay.
         errors += total["duplicate-id"]
     if errors or (options.strict and warnings):
@@ -110,20 +99,21 @@ def check_block(block: Block, rules: Rules) -> Judged:
             good += 1
             ids += _id_entry(record.id, number, byte)
             continue
-        if not data.strip():
+        if not data.removeprefix(BYTE_ORDER_MARK if byte == 0 else b"").strip():
             blank += 1
-        found, value = _in_full(data, size, byte, rules)
+        found, value = in_full(data, size, byte, rules)
         if isinstance(value, dict):
             good += 1
             if isinstance(value.get("id"), str):
                 ids += _id_entry(value["id"], number, byte)
         for fault in found:
-            if fault.code in rules.ignore:
+            # That lines end like this is true of a file, and told once.
+            if fault.code == "windows-line-end" and counts[fault.code]:
                 continue
             counts[fault.code] += 1
             if len(faults) < rules.limit:
                 faults.append((number, byte, fault))
-    if block.broken:
+    if block.broken and "broken-archive" not in rules.ignore:
         counts["broken-archive"] += 1
         faults.append((number or 1, block.end, Fault("broken-archive", "$", block.broken)))
     return Judged(number, good, blank, faults, counts, bytes(ids))
@@ -152,61 +142,11 @@ def _judged(found: list[Source], rules: Rules, workers: int | None, emit: Emit) 
 
 
 def _once(judged: Judged, code: str, told: bool) -> Judged:
-    """The result with at most one fault of this code, which is true of a file rather than of each line."""
-    if not judged.counts[code]:
+    """The result without this fault, which is true of the file, if it was told for an earlier block."""
+    if not told or not judged.counts[code]:
         return judged
-    first = next((item for item in judged.faults if item[2].code == code), None)
-    keep = [item for item in judged.faults if item[2].code != code or (item is first and not told)]
-    counts = Counter(judged.counts)
-    counts[code] = 0 if told else 1
-    return judged._replace(faults=keep, counts=+counts)
-
-
-def _in_full(data: bytes, size: int, byte: int, rules: Rules) -> tuple[list[Fault], Any]:
-    if size > MAX_LINE_BYTES:
-        return [Fault("line-too-long", "$", f"the line is {size:,} bytes long; {MAX_LINE_BYTES:,} is the most")], None
-    found: list[Fault] = []
-    if byte == 0 and data.startswith(_BOM):
-        found.append(Fault("byte-order-mark", "$", "the file begins with a byte order mark"))
-        data = data[len(_BOM) :]
-    if data.endswith(b"\r"):
-        found.append(Fault("windows-line-end", "$", "lines end with CR LF"))
-        data = data[:-1]
-    if not data.strip(b" \t\r"):
-        return [*found, Fault("blank-line", "$", "the line is empty")], None
-    faults, value = judge.faults(data, rules.formats)
-    found += faults
-    if (rules.template is not None or rules.context is not None) and not any(_is_error(fault) for fault in found):
-        found += _as_text(data, rules)
-    return found, value
-
-
-def _is_error(fault: Fault) -> bool:
-    return CODES[fault.code].severity == "error"
-
-
-def _as_text(data: bytes, rules: Rules) -> Iterator[Fault]:
-    """What is wrong with the dialogue as a model would read it."""
-    record = records.decoder.decode(data)
-    try:
-        text = _template(*rules.template).render(record.messages, record.tools) if rules.template else None
-    except UsageError as error:
-        yield Fault("template-refuses", "$.messages", error.message)
-        return
-    if rules.context is None or rules.tokenizer is None:
-        return
-    if text is None:
-        text = "\n".join(message.content or "" for message in record.messages)
-    tokens = len(token_lengths.load(rules.tokenizer).encode(text, add_special_tokens=False).ids)
-    if tokens > rules.context:
-        yield Fault(
-            "too-many-tokens", "$.messages", f"the dialogue is {tokens:,} tokens long; the context is {rules.context:,}"
-        )
-
-
-@lru_cache(maxsize=1)
-def _template(source: str, bos: str, eos: str) -> ChatTemplate:
-    return ChatTemplate(source, bos, eos)
+    counts = Counter({key: number for key, number in judged.counts.items() if key != code})
+    return judged._replace(faults=[item for item in judged.faults if item[2].code != code], counts=counts)
 
 
 def _rules(options: ValidateOptions, emit: Emit) -> Rules:
@@ -218,7 +158,7 @@ def _rules(options: ValidateOptions, emit: Emit) -> Rules:
     spoken = model_text.of(options.model, emit) if options.model else None
     template = (load_template(options.chat_template), "", "") if options.chat_template else spoken and spoken.template
     if template:
-        _template(*template)
+        template_of(*template)
     tokenizer = options.tokenizer and token_lengths.file_of(options.tokenizer)
     if options.context is not None and tokenizer is None:
         tokenizer = spoken and spoken.tokenizer
@@ -243,11 +183,10 @@ def _id_entry(key: str, line: int, byte: int) -> bytes:
     return digest + line.to_bytes(8, "little") + byte.to_bytes(8, "little")
 
 
-def _doubled(ids: Ids, found: list[Source]) -> Iterator[Finding]:
-    for again, first in ids.doubled():
-        place = f"{found[first.source].name}:{first.line}" if first.source != again.source else f"line {first.line}"
-        fault = Fault("duplicate-id", "$.id", f"this id stands already in {place}")
-        yield finding(fault, found[again.source].name, again.line, again.byte)
+def _doubled(again: Place, first: Place, found: list[Source]) -> Finding:
+    place = f"{found[first.source].name}:{first.line}" if first.source != again.source else f"line {first.line}"
+    fault = Fault("duplicate-id", "$.id", f"this id stands already in {place}")
+    return finding(fault, found[again.source].name, again.line, again.byte)
 
 
 def _summary(total: Counter[str], count: int, files: int, left_out: int) -> str:
