@@ -44,16 +44,16 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check(data: bytes) -> None:
     line = data.replace(b"\n", b" ")
-    record = judge.sound(line)
+    key = judge.sound(line)
     faults, value = judge.faults(line)
     for fault in faults:
         assert fault.code in CODES
-    if record is None:
+    if key is None:
         return
     json.loads(line.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
     assert not faults, (line, faults)
     assert isinstance(value, dict)
-    assert record.id == value["id"]
+    assert key == value["id"]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Speed and memory of `pillm dataset validate`, against two usual ways to do less, in one run.
 
-    python benchmarks/validate_speed.py [--megabytes 1000] [--rounds 3] [--memory-gigabytes 2]
+    python benchmarks/validate_speed.py [--megabytes 2000] [--rounds 3] [--memory-gigabytes 2]
 
 `jsonschema`: json.loads, the record against a JSON Schema of its shape, each call's arguments against the tool's
 schema; compiled validators are kept. No order of turns, characters, ids or doubled keys.
@@ -93,7 +93,7 @@ def timed(words: list[str]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-gigabytes", type=float, default=2.0)
     given = parser.parse_args()
@@ -101,8 +101,8 @@ def main() -> int:
         folder = Path(name)
         sizes = {
             "pillm": given.megabytes,
-            "jsonschema": max(2, given.megabytes // 50),
-            "datasets": max(5, given.megabytes // 25),
+            "jsonschema": max(2, given.megabytes // 100),
+            "datasets": max(5, given.megabytes // 50),
         }
         files = {}
         for tool, size in sizes.items():

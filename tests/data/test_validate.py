@@ -26,7 +26,7 @@ from pillm.core.events import Event, Output
 from pillm.core.jsonl import MAX_LINE_BYTES
 from pillm.data.inputs import blocks, sources
 from pillm.data.options import ValidateOptions
-from pillm.data.validation import judge, schemas, validate
+from pillm.data.validation import check, judge, schemas, validate
 from pillm.data.validation.codes import CODES
 from pillm.data.validation.ids import Ids, Place
 
@@ -185,7 +185,7 @@ def test_doubled_ids_are_those_a_dictionary_finds(keys: list[int], part: int) ->
     with Ids(part) as ids:
         for number, key in enumerate(keys):
             place = Place(number % 3, number * 10, number)
-            ids.add(place.source, 0, validate._id_entry(str(key), place.line, place.byte))
+            ids.add(place.source, 0, check.id_entry(str(key), place.line, place.byte))
         for number, key in sorted(enumerate(keys), key=lambda item: (item[0] % 3, item[0])):
             place = Place(number % 3, number * 10, number)
             if key in first:

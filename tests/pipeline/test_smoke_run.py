@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +36,7 @@ def test_a_smoke_run_makes_every_artifact_once(smoke_run: Path, tmp_path: Path) 
     assert told.complete
     assert [record.id for record in told.stages] == [
         "label",
+        "card",
         "train",
         "before",
         "export",
@@ -43,6 +46,11 @@ def test_a_smoke_run_makes_every_artifact_once(smoke_run: Path, tmp_path: Path) 
     ]
     by_id = {record.id: record for record in told.stages}
     assert by_id["train"].models["student"].license == "Apache-2.0"
+    # The card of what it learned from stands beside the model, and its hash in both records.
+    card = by_id["card"].outputs["card"]
+    assert hashlib.sha256((run_dir / "train/model/dataset_card.json").read_bytes()).hexdigest() == card.sha256
+    assert json.loads((run_dir / "train/train.json").read_text())["dataset_card"] == card.sha256
+    assert by_id["train"].inputs["card"].sha256 == card.sha256
     assert (run_dir / by_id["quantize"].outputs["gguf"].path).read_bytes()[:4] == b"GGUF"
     assert by_id["quantize"].inputs["model"].sha256 == by_id["export"].outputs["gguf"].sha256
     assert by_id["evaluate"].inputs["reference"].sha256 == by_id["export"].outputs["gguf"].sha256

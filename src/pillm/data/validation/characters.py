@@ -78,7 +78,6 @@ _ESCAPE = re.compile(
     rb"|20[aA][cC]|2122|[4-9][0-9a-fA-F]{3}|30[4-6][0-9a-fA-F]|[dD]83[c-eC-E]\\u[dD][c-fC-F])"
     rb"|\\u00[cC][23]\\u00|\\u00[eE]2\\u20[aA][cC]|\\u00[eE][fF]\\u00"
 )
-_SPACE_BEFORE_COLON = re.compile(rb'"[ \t\r]+:')
 
 
 def plain(line: bytes) -> bool:
@@ -97,11 +96,6 @@ def plain(line: bytes) -> bool:
     if not unicodedata.is_normalized("NFC", text):
         return False
     return not _LOOKALIKES.search(rest) or not _MIXED.search(text)
-
-
-def tight(data: bytes) -> bool:
-    """Whether every key of the JSON is followed by its colon at once, so that keys can be counted by `":`."""
-    return not ((b'" ' in data or b'"\t' in data or b'"\r' in data) and _SPACE_BEFORE_COLON.search(data))
 
 
 def _plain_markup(line: bytes) -> bool:

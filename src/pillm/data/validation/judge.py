@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -26,50 +27,55 @@ MAX_FAULTS = 10_000
 """Of one line; a line of millions of them would not fit into memory."""
 # The record, its messages, the message, its calls, the call, its function.
 _ABOVE_ARGUMENTS = 6
-_KEY = b'":'
 _TOOLS = b'"tools":'
 _BOM = b"\xef\xbb\xbf"
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _NO_TOOLS = Tools({}, (), True)
-_NONE = wire.Line.__struct_defaults__[0]
 # What was judged before, by orders of roles and by locale, licence and tags.
 _LEGAL: dict[tuple[type, ...], bool] = {}
 _FIELDS: dict[tuple[str, ...], bool] = {}
+# Sound tools, by how they begin.
+_BEGUN: dict[tuple[bytes, bool], list[tuple[bytes, Tools]]] = {}
+_BEGINNING = 48
+# What is put in their place: nothing that a line could hold by chance.
+_CUT = b"[%d]" % secrets.randbits(63)
+_SAME_BEGINNING = 16
+_KEPT_TOOLS = 20_000
 _KEPT = 10_000
+_KEPT_LENGTH = 500
 
 
-def sound(data: bytes, formats: bool = False) -> wire.Line | None:
-    """The record of a line with which nothing is wrong; None if there is, or if that takes a closer look."""
+def sound(data: bytes, formats: bool = False) -> str | None:
+    """The id of a line with which nothing is wrong; None if there is, or if that takes a closer look."""
     try:
-        record = wire.decode(data)
-        given, tools = record.tools, _NO_TOOLS
-        keys = 0
-        if given:
-            raw = bytes(given)
-            tools = tools_of(raw, formats)
+        # Most of a line is tools, and most lines have the same: the rest is judged without them.
+        line, tools = _without_known_tools(data, formats)
+        record = wire.decode(line)
+        if tools is not None and bytes(record.tools) != _CUT:
+            # Another key of that name, in `meta` or in arguments, was cut out.
+            line, tools, record = data, None, wire.decode(data)
+        if tools is None:
+            tools = tools_of(bytes(record.tools), formats) if record.tools else _NO_TOOLS
             if not tools.is_sound:
                 return None
-            # Most of a line is tools, and most lines have the same: the rest is judged without them.
-            start = data.find(_TOOLS) + len(_TOOLS)
-            if data.startswith(raw, start):
-                data, keys, record.tools = data[:start] + data[start + len(raw) :], 1, _NONE
-        # A key that stands twice is lost in decoding. (A quote before a colon inside of a text is escaped,
-        # and lines in which it is escaped as a number fail `plain`.)
-        if not characters.tight(data) or data.count(_KEY) - keys != wire.encode(record).count(_KEY):
+        # A key that stands twice is lost in decoding, and its colon with it. (`plain` refuses lines in
+        # which a colon, or anything of ASCII, is written as a number.)
+        if line.count(b":") != wire.encode(record).count(b":") or not characters.plain(line):
             return None
-        if not characters.plain(data):
-            return None
-        record.tools = given
         kinds = tuple(map(type, record.messages))
         legal = _LEGAL.get(kinds)
         if legal is None:
             legal = _legal(kinds)
         # So many brackets take at least so many bytes.
-        deep = len(data) >= 2 * MAX_DEPTH and data.count(b"{") + data.count(b"[") > MAX_DEPTH
+        deep = len(line) >= 2 * MAX_DEPTH and line.count(b"{") + line.count(b"[") > MAX_DEPTH
         plain = legal and record.id.strip() and _plain_fields(record) and _plain_dialogue(record, tools, deep, formats)
     except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError):
         return None
-    return record if plain else None
+    if not plain:
+        return None
+    if record.tools and line is data:
+        _keep(bytes(record.tools), tools, formats)
+    return record.id
 
 
 def faults(data: bytes, formats: bool = False) -> tuple[list[Fault], Any]:
@@ -105,11 +111,27 @@ def _all(data: bytes, value: Any, formats: bool) -> Iterator[Fault]:
     yield from characters.faults(value)
 
 
+def _without_known_tools(data: bytes, formats: bool) -> tuple[bytes, Tools | None]:
+    """The line with tools that were found sound before cut out, and these; else the line itself."""
+    start = data.find(_TOOLS) + len(_TOOLS)
+    for raw, tools in _BEGUN.get((data[start : start + _BEGINNING], formats), ()):
+        if data.startswith(raw, start):
+            return data[:start] + _CUT + data[start + len(raw) :], tools
+    return data, None
+
+
+def _keep(raw: bytes, tools: Tools, formats: bool) -> None:
+    key = (raw[:_BEGINNING], formats)
+    known = _BEGUN.setdefault(key, [])
+    if len(known) < _SAME_BEGINNING and len(_BEGUN) < _KEPT_LENGTH and len(raw) < _KEPT_TOOLS:
+        known.append((raw, tools))
+
+
 def _legal(kinds: tuple[type, ...]) -> bool:
     names = {wire.System: "system", wire.Developer: "developer", wire.User: "user", wire.Assistant: "assistant"}
     roles = [names.get(kind, "tool") for kind in kinds]
     legal = bool(roles) and not any(dialogue.order(roles))
-    if len(_LEGAL) < _KEPT:
+    if len(_LEGAL) < _KEPT and len(kinds) < _KEPT_LENGTH:
         _LEGAL[kinds] = legal
     return legal
 
@@ -125,7 +147,7 @@ def _plain_fields(record: wire.Line) -> bool:
             and len(set(tags)) == len(tags)
             and all(map(str.strip, tags))
         )
-        if len(_FIELDS) < _KEPT:
+        if len(_FIELDS) < _KEPT and sum(map(len, key)) < _KEPT_LENGTH:
             _FIELDS[key] = plain
     return plain and (not record.meta or _plain_meta(bytes(record.meta)))
 
@@ -134,7 +156,7 @@ def _plain_meta(raw: bytes) -> bool:
     value = msgspec.json.decode(raw)
     # So many brackets take at least so many bytes.
     shallow = len(raw) < 2 * MAX_DEPTH or depth(value) < MAX_DEPTH
-    return isinstance(value, dict) and shallow and raw.count(_KEY) == wire.encode(value).count(_KEY)
+    return isinstance(value, dict) and shallow and raw.count(b":") == wire.encode(value).count(b":")
 
 
 def _plain_dialogue(record: wire.Line, tools: Tools, deep: bool, formats: bool) -> bool:

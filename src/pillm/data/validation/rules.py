@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from pillm.core import records
 from pillm.core.errors import UsageError
 from pillm.core.jsonl import MAX_LINE_BYTES
-from pillm.data.counts import token_lengths
 from pillm.data.validation import judge
 from pillm.data.validation.codes import CODES, Fault
-from pillm.models.chat import ChatTemplate
+
+if TYPE_CHECKING:  # templates are asked for seldom, and Jinja takes long to import
+    from pillm.models.chat import ChatTemplate
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -64,7 +65,7 @@ def _as_text(data: bytes, rules: Rules) -> Iterator[Fault]:
         yield Fault("wrong-type", "$", f"training would refuse this record: {error}")
         return
     try:
-        text = template(*rules.template).render(record.messages, record.tools) if rules.template else None
+        text = template_of(*rules.template).render(record.messages, record.tools) if rules.template else None
     except UsageError as error:
         yield Fault("template-refuses", "$.messages", error.message)
         return
@@ -72,6 +73,8 @@ def _as_text(data: bytes, rules: Rules) -> Iterator[Fault]:
         return
     if text is None:
         text = "\n".join(message.content or "" for message in record.messages)
+    from pillm.data.counts import token_lengths
+
     tokens = len(token_lengths.load(rules.tokenizer).encode(text, add_special_tokens=False).ids)
     if tokens > rules.context:
         yield Fault(
@@ -80,6 +83,8 @@ def _as_text(data: bytes, rules: Rules) -> Iterator[Fault]:
 
 
 @lru_cache(maxsize=1)
-def template(source: str, bos: str, eos: str) -> ChatTemplate:
+def template_of(source: str, bos: str, eos: str) -> ChatTemplate:
     """The compiled template, kept since it is asked for every line."""
+    from pillm.models.chat import ChatTemplate
+
     return ChatTemplate(source, bos, eos)

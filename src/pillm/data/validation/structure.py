@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import langcodes
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-
 from pillm.data.validation.characters import member
 from pillm.data.validation.codes import Fault
 
@@ -52,6 +49,8 @@ def locale_faults(locale: str) -> tuple[Fault, ...]:
     """What is wrong with a language tag. An empty one says that the language is not declared."""
     if not locale:
         return ()
+    import langcodes  # its tables take long to import
+
     # langcodes also takes `fr_CA` and names like `english`; a tag has letters, digits and hyphens.
     formed = locale.replace("_", "-")
     if not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*", formed) or not langcodes.tag_is_valid(formed):
@@ -67,6 +66,8 @@ def is_license(text: str) -> bool:
     """Whether this is an SPDX licence expression. An empty one says nothing, which is no fault of form."""
     if not text:
         return True
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
     try:
         return canonicalize_license_expression(text) == text
     except (InvalidLicenseExpression, RecursionError):

@@ -6,40 +6,22 @@ as 128-bit hashes until those that stand twice are looked for.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Emit, Log, Progress
 from pillm.core.findings import Finding
-from pillm.core.jsonl import MAX_LINE_BYTES
 from pillm.core.stage import MetricValue, Result
-from pillm.data.counts import token_lengths
-from pillm.data.inputs import Block, Source, blocks, sources
+from pillm.data.inputs import Source, blocks, sources
 from pillm.data.options import ValidateOptions
 from pillm.data.parallel import mapped
-from pillm.data.validation import judge, mend, model_text, reporting
+from pillm.data.validation import mend, reporting
+from pillm.data.validation.check import Judged, check_block
 from pillm.data.validation.codes import CODES, Fault, finding
 from pillm.data.validation.ids import Ids, Place
-from pillm.data.validation.rules import BYTE_ORDER_MARK, Rules
-from pillm.data.validation.rules import faults as in_full
-from pillm.data.validation.rules import template as template_of
+from pillm.data.validation.rules import Rules, template_of
 from pillm.models.chat import load_template
-
-
-class Judged(NamedTuple):
-    """What a worker found in a block; lines count from 1 within the block."""
-
-    lines: int
-    records: int
-    blank: int
-    faults: list[tuple[int, int, Fault]]
-    """Line, offset of its first byte in the file, fault; no more than the limit."""
-    counts: Counter[str]
-    ids: bytes
-    """Of every record: 16 bytes hash, then 8 bytes each of line and offset (little endian)."""
 
 
 def run(options: ValidateOptions, emit: Emit) -> Result:
@@ -87,38 +69,6 @@ def run(options: ValidateOptions, emit: Emit) -> Result:
     return Result({"fixed": options.fix} if options.fix else {}, metrics)
 
 
-def check_block(block: Block, rules: Rules) -> Judged:
-    """All faults of a block's lines."""
-    faults: list[tuple[int, int, Fault]] = []
-    counts: Counter[str] = Counter()
-    ids = bytearray()
-    number = good = blank = 0
-    for number, byte, data, size in block.lines():
-        record = judge.sound(data, rules.formats) if size <= MAX_LINE_BYTES and not data.endswith(b"\r") else None
-        if record is not None and rules.template is None and rules.context is None:
-            good += 1
-            ids += _id_entry(record.id, number, byte)
-            continue
-        if not data.removeprefix(BYTE_ORDER_MARK if byte == 0 else b"").strip():
-            blank += 1
-        found, value = in_full(data, size, byte, rules)
-        if isinstance(value, dict):
-            good += 1
-            if isinstance(value.get("id"), str):
-                ids += _id_entry(value["id"], number, byte)
-        for fault in found:
-            # That lines end like this is true of a file, and told once.
-            if fault.code == "windows-line-end" and counts[fault.code]:
-                continue
-            counts[fault.code] += 1
-            if len(faults) < rules.limit:
-                faults.append((number, byte, fault))
-    if block.broken and "broken-archive" not in rules.ignore:
-        counts["broken-archive"] += 1
-        faults.append((number or 1, block.end, Fault("broken-archive", "$", block.broken)))
-    return Judged(number, good, blank, faults, counts, bytes(ids))
-
-
 def _judged(found: list[Source], rules: Rules, workers: int | None, emit: Emit) -> Iterator[tuple[Source, int, Judged]]:
     """Every block's result with its source and the number of lines before it."""
     size, done = sum(source.size for source in found), 0
@@ -155,10 +105,16 @@ def _rules(options: ValidateOptions, emit: Emit) -> Rules:
             raise UsageError(f"--ignore={code}: there is no such code", "see the table in docs/dataset.md")
     if options.model and options.chat_template:
         raise UsageError("--model and --chat-template both name a template", "give one of them")
-    spoken = model_text.of(options.model, emit) if options.model else None
+    spoken = None
+    if options.model:
+        from pillm.data.validation import model_text  # the readers of models take long to import
+
+        spoken = model_text.of(options.model, emit)
     template = (load_template(options.chat_template), "", "") if options.chat_template else spoken and spoken.template
     if template:
         template_of(*template)
+    from pillm.data.counts import token_lengths
+
     tokenizer = options.tokenizer and token_lengths.file_of(options.tokenizer)
     if options.context is not None and tokenizer is None:
         tokenizer = spoken and spoken.tokenizer
@@ -176,11 +132,6 @@ def _rules(options: ValidateOptions, emit: Emit) -> Rules:
         str(tokenizer) if tokenizer else None,
         options.context,
     )
-
-
-def _id_entry(key: str, line: int, byte: int) -> bytes:
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return digest + line.to_bytes(8, "little") + byte.to_bytes(8, "little")
 
 
 def _doubled(again: Place, first: Place, found: list[Source]) -> Finding:
