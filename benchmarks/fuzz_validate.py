@@ -19,7 +19,8 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(include=["pillm.data"]):
-    from pillm.data.validation import judge
+    from pillm.data import wire
+    from pillm.data.validation import characters, judge
     from pillm.data.validation.codes import CODES
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,10 @@ def check(data: bytes) -> None:
     faults, value = judge.faults(line)
     for fault in faults:
         assert fault.code in CODES
+    if value is not None and characters.plain(line):
+        assert not any(characters.faults(value))
+        if line.count(b":") == wire.encode(value).count(b":"):
+            json.loads(line.decode("utf-8"), object_pairs_hook=once)
     if key is None:
         return
     json.loads(line.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)

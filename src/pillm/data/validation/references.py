@@ -55,6 +55,9 @@ class Document:
         self._resources: dict[str, Any] = {"": schema}
         self._anchors: dict[str, Any] = {}
         self._add(schema, (), "")
+        self.has_references = any(key in node for _, node in self.nodes for key in _REFERENCES)
+        if not self.has_references:
+            return
         # What a pointer leads to is a schema, too, wherever it stands; it may hold references itself.
         for steps, node in self.nodes:
             for key in _REFERENCES:
@@ -143,6 +146,8 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, bool, Steps, Any]]
 
 def faults(document: Document, path: str) -> Iterator[Fault]:
     """References that leave the document, lead nowhere, loop, or make the work double again and again."""
+    if not document.has_references and len(document.nodes) <= MAX_STEPS:
+        return
     broken = False
     for steps, node in document.nodes:
         for key in _REFERENCES:
@@ -202,10 +207,9 @@ def ways(document: Document) -> int:
     With more than one, the work for a value is exponential in its depth. Raises RecursionError where
     references follow one another too long.
     """
-    nodes = [node for _, node in document.nodes]
-    if not any(isinstance(document.target(node, key), dict) for node in nodes for key in _REFERENCES):
+    if not document.has_references:
         return 1
-    return _doubling(nodes, lambda node: _beside(document, node))
+    return _doubling([node for _, node in document.nodes], lambda node: _beside(document, node))
 
 
 def _doubling(nodes: list[dict[str, Any]], beside: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> int:

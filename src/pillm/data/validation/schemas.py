@@ -127,7 +127,7 @@ def _tools_of(raw: bytes, formats: bool) -> Tools:
             found.append(Fault("duplicate-tool", f"{path}.function.name", f"the tool {name!r} is declared twice"))
         elif name is not None:
             validators[name] = schema
-    return Tools(validators, tuple(found), not found and not any(characters.faults(value)))
+    return Tools(validators, tuple(found), not found and (characters.plain(raw) or not any(characters.faults(value))))
 
 
 def _schema_of(raw: bytes, path: str, formats: bool) -> Schema:
