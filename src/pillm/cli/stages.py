@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pillm.cli.screen import Screen, figure
 from pillm.core import shipped
-from pillm.core.options import InputFile, ModelReference, Options, marks
+from pillm.core.options import InputFile, ModelReference, Options, OutputFile, marks
 from pillm.core.process import SHORT_SPIN
 from pillm.models.redact import redact
 from pillm.pipeline.pipeline_ops import build, flag, is_list, is_switch, negative, options_from, positional
@@ -136,11 +136,14 @@ def _show(stage: Stage, options: Options, screen: Screen) -> None:
     command = redact(str(build(stage, options)))
     reads = {}
     for name in (*marks(type(options), InputFile), *marks(type(options), ModelReference)):
-        if (value := getattr(options, name)) is not None:
+        if (value := getattr(options, name)) not in (None, ()):
             is_file = name in marks(type(options), InputFile)
             given = value if isinstance(value, tuple) else (value,)
             reads[name] = redact(" ".join(str(shipped.data_path(item) if is_file else item) for item in given))
     writes = {name: str(path) for name, path in stage.output_paths(options).items()}
+    writes |= {
+        name: str(path) for name in marks(type(options), OutputFile) if (path := getattr(options, name)) is not None
+    }
     if screen.json:
         import msgspec
 

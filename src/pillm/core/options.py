@@ -5,6 +5,7 @@ Marks say what a field means to the engine:
 
     data: Annotated[Path, InputFile()]       hashed by content; in a profile may be ${stage.output}
     data: Annotated[tuple[Path, ...], InputFile()]  the same for each of several
+    fix: Annotated[Path | None, OutputFile()]  written by a command that is no stage
     student: Annotated[str, ModelReference()]  hashed by what the reference points to
     chat_template: Annotated[str, NameOrFile()]  hashed by content where a file has that name
     threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
@@ -22,6 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 @dataclass(frozen=True)
 class InputFile:
     """The field is a file or folder that the stage reads (or `dataset:NAME/SPLIT`, see core.shipped)."""
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """The field is a file or folder that the command writes, beside or instead of a stage's outputs."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, Options, StageOptions, unit
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, Options, OutputFile, StageOptions, unit
 
 Data = Annotated[tuple[Path, ...], InputFile()]
 _DATA = "Files (.jsonl, also .gz and .zst), folders with such files, or dataset:NAME/SPLIT"
@@ -28,7 +28,7 @@ class ValidateOptions(Options):
     )
     strict: bool = Field(False, description="Count warnings as errors")
     ignore: tuple[str, ...] = Field((), description="Codes of findings to leave out")
-    fix: Path | None = Field(
+    fix: Annotated[Path | None, OutputFile()] = Field(
         None, description="Write a mended copy of the data here: what can be mended without guessing"
     )
     check_formats: bool = Field(False, description="Check `format` in schemas, too (date, email, uri, ...)")
@@ -100,7 +100,9 @@ class DedupOptions(Options):
     """Leave out records whose dialogue stands there already, exactly or nearly. Leakage between files is an error."""
 
     data: Data = Field(min_length=1, description=_DATA)
-    out: Path | None = Field(None, description="Folder for the files without duplicates (default: only report them)")
+    out: Annotated[Path | None, OutputFile()] = Field(
+        None, description="Folder for the files without duplicates (default: only report them)"
+    )
     heldout: Data = Field((), description="Files that must share nothing with the data: duplicates of them are leakage")
     near: bool = Field(True, description="Look for near duplicates, too")
     similarity: float = Field(
@@ -113,7 +115,7 @@ class SplitOptions(Options):
     """Split a dataset: the same share of every group in each part, near duplicates kept together."""
 
     data: Data = Field(min_length=1, description=_DATA)
-    out: Path = Field(Path("split"), description="Folder for the parts, as NAME.jsonl")
+    out: Annotated[Path, OutputFile()] = Field(Path("split"), description="Folder for the parts, as NAME.jsonl")
     parts: tuple[str, ...] = Field(("train=0.9", "validation=0.05", "test=0.05"), description="NAME=SHARE of each part")
     stratify: tuple[str, ...] = Field(
         ("locale", "register", "kind"),
@@ -130,7 +132,7 @@ class ConvertOptions(Options):
     """Read the formats of other tools, or write them: nothing that a record holds is lost without a word."""
 
     data: Data = Field(min_length=1, description="Files or folders (.jsonl, .json, also .gz and .zst)")
-    out: Path = Field(description="File to write (.jsonl, or .json for LLaMA-Factory)")
+    out: Annotated[Path, OutputFile()] = Field(description="File to write (.jsonl, or .json for LLaMA-Factory)")
     source: Literal["auto", "pillm", "flat", "sharegpt", "hermes"] = Field("auto", description="Format of the data")
     to: Literal["pillm", "trl", "axolotl", "llama-factory", "sharegpt", "hermes"] = Field(
         "pillm", description="Format to write"
