@@ -1,6 +1,6 @@
 """Every schema fault of the Berkeley function-calling data (BFCL v4), and whether another validator agrees.
 
-    pip download --no-deps bfcl-eval && python benchmarks/bfcl_faults.py bfcl_eval-*.whl [--out FOLDER] [--list]
+    pip download --no-deps bfcl-eval && python benchmarks/bfcl_faults.py bfcl_eval-*.whl [--out FOLDER] [--list] [--copies 12]
 
 The questions become prompts, and where there is one, the first accepted answer becomes the assistant's call.
 BFCL writes types in the words of Python, Java and JavaScript; its own harness maps those to JSON Schema's
@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -136,11 +137,24 @@ def judged_elsewhere(line: dict[str, Any]) -> set[str]:
     return found
 
 
+def timed(lines: list[dict[str, Any]], copies: int, path: Path) -> None:
+    """Print how fast data with tools of its own in each record, and a finding in most, is validated."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(copies):
+            file.writelines(json.dumps({**line, "id": f"{number}-{line['id']}"}) + "\n" for line in lines)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "pillm", "dataset", "validate", str(path), "--max-findings=1"]
+    subprocess.run(command, capture_output=True, check=False)
+    seconds, size = time.perf_counter() - start, path.stat().st_size / 1e6
+    print(f"{copies} copies, {size:.0f} MB: {seconds:.1f} s, {size / seconds:.0f} MB/s")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
     parser.add_argument("--out", type=Path, help="folder to keep the converted data and the findings in")
     parser.add_argument("--list", action="store_true", help="print every fault of a schema and of a call")
+    parser.add_argument("--copies", type=int, default=1, help="also time the validation of so many copies of the data")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = given.out or Path(folder)
@@ -160,6 +174,8 @@ def main() -> int:
         ]
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         (out / "findings.jsonl").write_text(said.stdout, encoding="utf-8")
+        if given.copies > 1:
+            timed(lines, given.copies, out / "copies.jsonl")
     findings = [json.loads(line) for line in said.stdout.splitlines()]
     ours: dict[int, set[str]] = defaultdict(set)
     for item in findings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import msgspec
 
@@ -17,7 +18,6 @@ from pillm.core.records import Record
 MAX_LINE_BYTES = 16 * 2**20
 MAX_FINDINGS = 100
 _SKIP_BYTES = 2**16
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -39,16 +39,25 @@ def lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})", "check the path and its permissions") from error
     with file:
-        number, offset = 0, 0
-        while data := file.readline(max_bytes + 1):
-            number += 1
-            size = len(data)
-            ended = data.endswith(b"\n")
-            while not ended and (rest := file.readline(_SKIP_BYTES)):
-                size += len(rest)
-                ended = rest.endswith(b"\n")
-            yield Line(number, offset, data[:max_bytes].rstrip(b"\r\n"), size - ended)
-            offset += size
+        for line in lines_of(file, 0, None, max_bytes):
+            yield line._replace(data=line.data.rstrip(b"\r\n"))
+
+
+def lines_of(file: IO[bytes], start: int, end: int | None, max_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
+    """The lines of an open file from offset `start` to `end` (or its end), numbered from 1; `start` begins a line.
+
+    A carriage return at the end of a line is kept.
+    """
+    file.seek(start)
+    number, offset = 0, start
+    while (end is None or offset < end) and (data := file.readline(max_bytes + 1)):
+        number, size = number + 1, len(data)
+        ended = data.endswith(b"\n")
+        while not ended and (rest := file.readline(_SKIP_BYTES)):
+            size += len(rest)
+            ended = rest.endswith(b"\n")
+        yield Line(number, offset, data[:max_bytes].removesuffix(b"\n"), size - ended)
+        offset += size
 
 
 def scan(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[Line, Record | Finding]]:
@@ -109,7 +118,7 @@ def _finding(path: Path, line: Line, code: str, message: str, hint: str = "", wh
 
 def _parse(path: Path, line: Line) -> Record | Finding:
     # Editors on Windows put a mark before the first line; it is no part of the JSON.
-    data = line.data if line.byte else line.data.removeprefix(_BYTE_ORDER_MARK)
+    data = line.data if line.byte else line.data.removeprefix(BOM_UTF8)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ Neither labels anything. What contradicts the declared locale is a finding, for 
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -29,7 +30,6 @@ from pillm.data.parallel import mapped
 from pillm.data.targets import Cell, Met, Target, met
 
 MAX_FINDINGS = 100
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -138,7 +138,7 @@ def count(block: Block, _: None = None) -> Part:
     number = invalid = against = 0
     for line in block.lines():
         number = line.number
-        data = line.data if line.byte else line.data.removeprefix(_BYTE_ORDER_MARK)
+        data = line.data if line.byte else line.data.removeprefix(BOM_UTF8)
         if not data.strip():
             continue
         record = _record(data) if line.size <= MAX_LINE_BYTES else None

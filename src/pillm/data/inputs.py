@@ -17,7 +17,7 @@ import zstandard
 
 from pillm.core import shipped
 from pillm.core.errors import UsageError
-from pillm.core.jsonl import MAX_LINE_BYTES, Line
+from pillm.core.jsonl import MAX_LINE_BYTES, Line, lines_of
 
 BLOCK_BYTES = 8 * 2**20
 _PIECE = 2**16
@@ -57,7 +57,8 @@ class Block(NamedTuple):
             yield Line(1, self.start, self.data[:max_bytes], length)
             return
         if self.data is None and length > BLOCK_BYTES + max_bytes:
-            yield from _long_lines(self, max_bytes)
+            with self.source.path.open("rb") as file:
+                yield from lines_of(file, self.start, self.end, max_bytes)
             return
         data = _read(self.source.path, self.start, self.end) if self.data is None else self.data
         offset = self.start
@@ -144,20 +145,6 @@ def _cut(source: Source, block_bytes: int) -> Iterator[Block]:
                     break
             yield Block(source, start, end)
             start = end
-
-
-def _long_lines(block: Block, max_bytes: int) -> Iterator[Line]:
-    with block.source.path.open("rb") as file:
-        file.seek(block.start)
-        number, offset = 0, block.start
-        while offset < block.end and (data := file.readline(max_bytes + 1)):
-            number, size = number + 1, len(data)
-            ended = data.endswith(b"\n")
-            while not ended and (rest := file.readline(_PIECE)):
-                size += len(rest)
-                ended = rest.endswith(b"\n")
-            yield Line(number, offset, data[:max_bytes].removesuffix(b"\n"), size - ended)
-            offset += size
 
 
 def _unpacked(source: Source, block_bytes: int) -> Iterator[Block]:

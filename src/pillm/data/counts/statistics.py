@@ -7,6 +7,7 @@ on the number of workers. Memory grows with the number of different values, not 
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,7 +26,6 @@ from pillm.data.counts.figures import Split, Statistics, distribution, lengths
 from pillm.data.inputs import Block, Source
 
 _MAX_FINDINGS = 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPLITS = frozenset(
     [
         "train",
@@ -199,7 +199,7 @@ def decoded(data: bytes, byte: int) -> wire.Line | records.Record | None:
     try:
         return _with_messages(wire.decode(data))
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        text = data if byte else data.removeprefix(_BYTE_ORDER_MARK)
+        text = data if byte else data.removeprefix(BOM_UTF8)
         if not text.strip():
             return None
         return _with_messages(records.decoder.decode(text))

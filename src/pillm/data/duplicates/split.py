@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -38,7 +39,6 @@ from pillm.data.options import SplitOptions
 from pillm.data.parallel import mapped
 
 _SHOWN = 60
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _json = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -286,7 +286,7 @@ def _write(options: SplitOptions, targets: dict[Path, str], sources: list[Source
         for source in sources:
             for line, content in lines(source):
                 if line == 1:
-                    content = content.removeprefix(_BYTE_ORDER_MARK)
+                    content = content.removeprefix(BOM_UTF8)
                 if not content.strip():
                     continue
                 files[chosen[number]].write(content if content.endswith(b"\n") else content + b"\n")

@@ -7,6 +7,7 @@ JSON lines are read in blocks, in flat memory. A JSON array is read as a whole, 
 from __future__ import annotations
 
 import itertools
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,6 @@ from pillm.data.parallel import mapped
 
 MAX_ARRAY_BYTES = 2**30
 _MAX_FINDINGS = 1000
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UNNAMED = msgspec.json.encode({"id": formats_in.UNNAMED})[:-1]
 _PACKINGS = {".gz": "gzip", ".zst": "zstd"}
 _decode = msgspec.json.Decoder().decode
@@ -136,7 +136,7 @@ def _block(block: Block, wanted: _Wanted) -> _Converted:
             message = f"the line is {line.size:,} bytes long, more than {MAX_LINE_BYTES:,}"
             result.bad.append(_Bad(line.number, line.byte, "$", message))
             continue
-        data = line.data.removeprefix(_BYTE_ORDER_MARK) if line.byte == 0 else line.data
+        data = line.data.removeprefix(BOM_UTF8) if line.byte == 0 else line.data
         if data.strip():
             prompts += _add(result, data, line.number, line.number, line.byte, wanted)
     return result._replace(prompts=prompts, lines=total)
@@ -164,7 +164,7 @@ def _is_array(source: Source) -> bool:
     else:
         with source.path.open("rb") as file:
             head = file.read(4096)
-    return head[:4096].removeprefix(_BYTE_ORDER_MARK).lstrip().startswith(b"[")
+    return head[:4096].removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _whole(source: Source) -> bytes:
@@ -180,7 +180,7 @@ def _whole(source: Source) -> bytes:
 
 
 def _array(source: Source, wanted: _Wanted) -> _Converted:
-    data = _whole(source).removeprefix(_BYTE_ORDER_MARK)
+    data = _whole(source).removeprefix(BOM_UTF8)
     result = _Converted([], [], Lost(), 0, 0)
     try:
         items = msgspec.json.decode(data, type=list[msgspec.Raw])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from codecs import BOM_UTF8
 from collections import Counter
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from pillm.core.jsonl import MAX_LINE_BYTES
 from pillm.data.inputs import Block
 from pillm.data.validation import judge
 from pillm.data.validation.codes import Fault
-from pillm.data.validation.rules import BYTE_ORDER_MARK, Rules, faults
+from pillm.data.validation.rules import Rules, faults
 
 
 class Judged(NamedTuple):
@@ -38,7 +39,7 @@ def check_block(block: Block, rules: Rules) -> Judged:
             good += 1
             ids += id_entry(key, number, byte)
             continue
-        if not data.removeprefix(BYTE_ORDER_MARK if byte == 0 else b"").strip():
+        if not data.removeprefix(BOM_UTF8 if byte == 0 else b"").strip():
             blank += 1
         found, value = faults(data, size, byte, rules)
         if isinstance(value, dict):

@@ -28,7 +28,6 @@ MAX_FAULTS = 10_000
 # The record, its messages, the message, its calls, the call, its function.
 _ABOVE_ARGUMENTS = 6
 _TOOLS = b'"tools":'
-_BOM = b"\xef\xbb\xbf"
 _BYTE = re.compile(r"\(byte (\d+)\)")
 _NO_TOOLS = Tools({}, (), True)
 # What was judged before, by orders of roles and by locale, licence and tags.

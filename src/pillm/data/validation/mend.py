@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from pillm.data.parallel import mapped
 from pillm.data.validation import characters, structure
 from pillm.data.validation.codes import CODES, Fault
 from pillm.data.validation.keys import duplicate_keys
-from pillm.data.validation.rules import BYTE_ORDER_MARK, Rules, faults
+from pillm.data.validation.rules import Rules, faults
 
 _encode = msgspec.json.Encoder().encode
 
@@ -96,8 +97,8 @@ def mend_block(block: Block, rules: Rules) -> Mended:
             raise UsageError(
                 f"{block.source.name}: a line is {size:,} bytes long", "split it into records, then mend the rest"
             )
-        if byte == 0 and data.startswith(BYTE_ORDER_MARK):
-            data = data[len(BYTE_ORDER_MARK) :]
+        if byte == 0 and data.startswith(BOM_UTF8):
+            data = data[len(BOM_UTF8) :]
             mended["byte-order-mark"] += 1
         if data.endswith(b"\r"):
             data = data[:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +17,6 @@ from pillm.data.validation.codes import CODES, Fault
 
 if TYPE_CHECKING:  # templates are asked for seldom, and Jinja takes long to import
     from pillm.models.chat import ChatTemplate
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Rules(NamedTuple):
@@ -37,9 +36,9 @@ def faults(data: bytes, size: int, byte: int, rules: Rules) -> tuple[list[Fault]
     if size > MAX_LINE_BYTES:
         return [Fault("line-too-long", "$", f"the line is {size:,} bytes long; {MAX_LINE_BYTES:,} is the most")], None
     found: list[Fault] = []
-    if byte == 0 and data.startswith(BYTE_ORDER_MARK):
+    if byte == 0 and data.startswith(BOM_UTF8):
         found.append(Fault("byte-order-mark", "$", "the file begins with a byte order mark"))
-        data = data[len(BYTE_ORDER_MARK) :]
+        data = data[len(BOM_UTF8) :]
     if data.endswith(b"\r"):
         found.append(Fault("windows-line-end", "$", "lines end with CR LF"))
         data = data[:-1]
