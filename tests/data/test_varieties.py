@@ -116,6 +116,7 @@ def test_every_entry_has_varieties_and_a_source_and_stands_once(code: str) -> No
 
 def test_a_weak_marker_says_nothing_alone() -> None:
     assert varieties.evidence("Apaga el ordenador.", "es") == varieties.evidence("Apaga la luz.", "es")
+    assert varieties.evidence("Los vídeos del ordenador", "es").state == "silent"
     assert varieties.evidence("¿Podéis apagar el ordenador?", "es").verdict == ("es-ES",)
     assert varieties.evidence("La computadora y el ordenador", "es").state == "conflict"
     assert varieties.evidence("It was cancelled, cancelled, cancelled.", "en").state == "silent"

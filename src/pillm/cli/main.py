@@ -82,10 +82,23 @@ def _app(argv: Sequence[str], table: Mapping[str, Stage], screen: Screen) -> App
         name: App(name=name, help=about, help_format="plaintext", group="Commands") for name, about in GROUPS.items()
     }
     # In the table's order, which is the order in which people use them.
+    asked_stage = next(
+        (stage for count in (2, 1) for stage in table.values() if stage.words == tuple(argv[:count])), None
+    )
     for place, stage in enumerate(table.values()):
+        if stage.name in groups and not stage.group:
+            # Other commands stand below this stage's name: `pillm bench compare` beside `pillm bench MODEL`.
+            head = groups[stage.name]
+            head.help, head.group, head.sort_key = stage.summary, "Stages", place
+            if stage is asked_stage:
+                from pillm.cli.stages import command_of, usage_of
+
+                head.help, head.usage = stage.options.__doc__ or "", usage_of(stage)
+                head.default(command_of(stage, screen))
+            continue
         parent = groups[stage.group] if stage.group else app
-        title = "Commands" if stage.group else "Stages"
-        if tuple(argv[: len(stage.words)]) != stage.words:
+        title = "Stages" if stage.outputs and not stage.group else "Commands"
+        if stage is not asked_stage:
             parent.command(_unasked, name=stage.name, help=stage.summary, group=title, sort_key=place)
             continue
         from pillm.cli.stages import command_of, usage_of

@@ -41,6 +41,8 @@ class Screen:
 
     def __init__(self, *, json: bool = False, verbose: bool = False) -> None:
         self.json, self.verbose = json, verbose
+        self.document = False
+        """Whether stdout is for one JSON object alone, where it is for JSON at all."""
         self._out = sys.stdout
         self._stage = ""
         self._told: dict[str, float] = {}
@@ -50,7 +52,8 @@ class Screen:
     def emit(self, event: Event) -> None:
         """Show an event."""
         if self.json:
-            self._write(encode(event).decode())
+            if not self.document or isinstance(event, Failed):
+                self._write(encode(event).decode())
             return
         match event:
             case Progress():
@@ -103,10 +106,14 @@ class Screen:
         if len(fresh) > _FINDINGS_SHOWN:
             self.say(f"... and {len(fresh) - _FINDINGS_SHOWN} more like these")
 
-    def finish(self, metrics: dict[str, Any]) -> None:
+    def finish(self, metrics: dict[str, Any], document: object = None) -> None:
         """The command ended well."""
         self._clear()
-        if self.json:
+        if self.json and self.document:
+            import msgspec
+
+            self._write(msgspec.json.encode(document).decode())
+        elif self.json:
             self.emit(Finished(metrics))
 
     def fail(self, message: str, hint: str, exit_code: int, found: tuple[Finding, ...] = ()) -> int:

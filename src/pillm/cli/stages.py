@@ -121,9 +121,10 @@ def _metavar(field: FieldInfo) -> str:
 def _run(stage: Stage, options: Options, screen: Screen) -> None:
     for name, value in SHORT_SPIN.items():
         os.environ.setdefault(name, value)
+    screen.document = stage.document
     with screen.results_only():
         result = stage.run(options, screen.emit)
-        screen.finish(dict(result.metrics))
+        screen.finish(dict(result.metrics), result.document)
     # A tool has said already what it found, and its stdout may be a document.
     if not screen.json and stage.outputs:
         for name, path in result.outputs.items():

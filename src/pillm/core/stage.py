@@ -20,6 +20,8 @@ class Result(msgspec.Struct, frozen=True):
 
     outputs: dict[str, Path]
     metrics: dict[str, MetricValue] = {}
+    document: object = None
+    """What `--json` prints instead of events, where the stage table says that the command answers with a document."""
 
 
 def read_report(path: Path, kind: type[T], stage: str) -> T:

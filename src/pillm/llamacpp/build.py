@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -32,8 +33,12 @@ _NO_COMPILER = (
 )
 
 
-def build(source: Path, home: Path, key: str, emit: Emit) -> None:
-    """Build the tools of `source` and publish them as `home/key/bin`.
+def build(
+    source: Path, home: Path, key: str, emit: Emit, *, options: Sequence[str] | None = None, foreign: bool = False
+) -> None:
+    """Build the tools of `source` with `options` (default: `pin.OPTIONS`) and publish them as `home/key/bin`.
+
+    A `foreign` build is for another processor: nothing of it is started here, and its libraries are published, too.
 
     The build tree `home/build-<key>` stays until the tools are published, so a killed build goes on
     where it was. The log is `home/logs/build-<key>.log`.
@@ -41,6 +46,7 @@ def build(source: Path, home: Path, key: str, emit: Emit) -> None:
     Raises MissingError (no cmake, no C++ compiler), ResourceError (disk, memory), PillmError (broken build).
     """
     tree, log = home / f"build-{key}", home / "logs" / f"build-{key}.log"
+    options = pin.OPTIONS if options is None else tuple(options)
     with writing(home):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(b"")
@@ -49,14 +55,17 @@ def build(source: Path, home: Path, key: str, emit: Emit) -> None:
                 f"{home}: {free / 2**20:.0f} MB are free, building llama.cpp needs {_NEEDED_BYTES / 2**20:.0f} MB",
                 "free some space, or set PILLM_CACHE to a folder on another disk",
             )
-        _configure(source, tree, log, emit)
+        _configure(source, tree, log, options, emit)
         _compile(tree, log, emit)
-        _smoke(tree / "bin", log)
+        if not foreign:
+            _smoke(tree / "bin", log)
+        made = [tree / "bin" / name for name in pin.TOOLS]
+        made += sorted((tree / "bin").glob("lib*.so*")) if foreign else []
         with atomic_folder(home / key) as folder:
             (folder / "bin").mkdir()
-            for name in pin.TOOLS:
-                shutil.copy2(tree / "bin" / name, folder / "bin" / name)
-            facts = {"release": pin.RELEASE, "sha256": pin.SHA256, "commit": pin.COMMIT, "options": pin.OPTIONS}
+            for path in made:
+                shutil.copy2(path, folder / "bin" / path.name, follow_symlinks=False)
+            facts = {"release": pin.RELEASE, "sha256": pin.SHA256, "commit": pin.COMMIT, "options": options}
             write_atomic(folder / "built.json", msgspec.json.format(msgspec.json.encode(facts)))
         shutil.rmtree(tree, ignore_errors=True)
         emit(Log(f"llama.cpp is built: {home / key}"))
@@ -83,11 +92,11 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.pathsep.join(folders), "NINJA_STATUS": "[%f/%t] ", "LC_ALL": "C", "CLICOLOR_FORCE": "0"}
 
 
-def _configure(source: Path, tree: Path, log: Path, emit: Emit) -> None:
+def _configure(source: Path, tree: Path, log: Path, options: Sequence[str], emit: Emit) -> None:
     emit(Progress("configure llama.cpp", 0, None))
     argv = (
         str(_program("cmake")), "-S", str(source), "-B", str(tree), "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}", *pin.OPTIONS,
+        f"-DCMAKE_MAKE_PROGRAM={_program('ninja')}", *options,
     )  # fmt: skip
     if run(Command(argv, _environment()), log=log):
         # A cache with a compiler that was not found would hide one installed since.

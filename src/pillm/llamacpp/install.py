@@ -70,7 +70,7 @@ def ensure(emit: Emit) -> LlamaCpp:
     home = pin.home()
     with writing(home):
         home.mkdir(parents=True, exist_ok=True)
-        with _alone(home / "lock", emit):
+        with alone(home / "lock", emit):
             clear_partials(home)
             if not (pin.source_dir() / CONVERTER).is_file():
                 fetch_source(pin.source_dir(), home / "logs", emit)
@@ -84,7 +84,7 @@ def ensure(emit: Emit) -> LlamaCpp:
 
 
 @contextlib.contextmanager
-def _alone(lock: Path, emit: Emit) -> Iterator[None]:
+def alone(lock: Path, emit: Emit) -> Iterator[None]:
     """Hold the lock; the kernel gives it back however this process ends."""
     with lock.open("wb") as file:
         try:

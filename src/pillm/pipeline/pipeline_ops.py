@@ -53,8 +53,10 @@ def parse(argv: Sequence[str], table: Mapping[str, Stage] = COMMANDS) -> tuple[S
     words = list(argv[1:] if argv and argv[0] == PROGRAM else argv)
     if not words:
         raise UsageError("there is no stage", f"stages: {', '.join(table)}")
+    # `bench compare` before `bench`, which takes any word for its first input.
+    named = (stage for count in (2, 1) for stage in table.values() if stage.words == tuple(words[:count]))
     in_group = len(words) > 1 and any(words[0] == stage.group for stage in table.values())
-    stage = stage_of(words[1] if in_group else words[0], table)
+    stage = next(named, None) or stage_of(words[1] if in_group else words[0], table)
     return stage, options_from(stage, _values(stage, words[len(stage.words) :]))
 
 

@@ -36,6 +36,8 @@ class Stage(msgspec.Struct, frozen=True):
     """Whether the outputs say something about the machine, so that another machine's do not count."""
     group: str = ""
     """The word before the name on the command line, where there is one: `pillm dataset card`."""
+    document: bool = False
+    """Whether `--json` prints its answer as one JSON object, and not the events of its work."""
 
     @property
     def words(self) -> tuple[str, ...]:
