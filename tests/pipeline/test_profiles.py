@@ -107,6 +107,7 @@ stages:
         ("profile: 1\nname: ../up\nstages: {bench: {model: data.jsonl}}\n", "bad-name"),
         ("profile: 1\nstages: {a/b: {uses: bench, model: data.jsonl}}\n", "bad-id"),
         ("profile: 1\nstages: {bench: {model: !!binary aGk=}}\n", "tag"),
+        ("profile: 1\nstages: {card: {data: [data.jsonl], validate_: card}}\n", "not-here"),
         ("profile: 1\nstages: &a {bench: *a}\n", "too-large"),
         ("profile: 1\nstages: {bench: {model: 'dataset:no-such/thing'}}\n", "no-such-file"),
         ("profile: 1\nstages: {bench: {model: 'a ${export.gguf}'}}\n", "bad-reference"),

@@ -9,6 +9,7 @@ Marks say what a field means to the engine:
     student: Annotated[str, ModelReference()]  hashed by what the reference points to
     chat_template: Annotated[str, NameOrFile()]  hashed by content where a file has that name
     threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
+    host: Annotated[str, ByHand()]           for the command line alone; profiles do not have it
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class NameOrFile:
 @dataclass(frozen=True)
 class NoEffect:
     """The field has no effect on what the stage's outputs hold."""
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """The field makes the command do something else than a step of a run, so that profiles do not have it."""
 
 
 def unit(name: str) -> dict[str, Any]:

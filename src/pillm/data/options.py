@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, Options, OutputFile, StageOptions, unit
+from pillm.core.options import (
+    ByHand,
+    InputFile,
+    ModelReference,
+    NameOrFile,
+    NoEffect,
+    Options,
+    OutputFile,
+    StageOptions,
+    unit,
+)
 
 Data = Annotated[tuple[Path, ...], InputFile()]
 _DATA = "Files (.jsonl, also .gz and .zst), folders with such files, or dataset:NAME/SPLIT"
@@ -58,7 +68,7 @@ class CardOptions(StageOptions):
     about: Annotated[Path | None, InputFile()] = Field(
         None, description="YAML with what data cannot tell: title, purpose, collection, annotators, licence, contact"
     )
-    validate_: Annotated[Path | None, InputFile()] = Field(
+    validate_: Annotated[Path | None, InputFile(), ByHand()] = Field(
         None, description="Check this card against its data instead; exit code 1 on any drift"
     )
     tokenizer: Annotated[Path | None, InputFile()] = Field(

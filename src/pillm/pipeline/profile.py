@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from pillm.core import shipped
 from pillm.core.errors import ProfileError, UsageError
 from pillm.core.findings import Finding
-from pillm.core.options import InputFile, ModelReference, NameOrFile, StageOptions, marks
+from pillm.core.options import ByHand, InputFile, ModelReference, NameOrFile, StageOptions, marks
 from pillm.core.paths import expanded
 from pillm.core.yaml_lines import Document, Place, dotted, scalar
 from pillm.models import refs
@@ -208,9 +208,11 @@ class _Reader:
 
     def _step(self, step: str, stage: Stage, section: dict[str, Any]) -> Step:
         model = stage.options
-        if "out" in section:
-            del section["out"]
-            self._wrong_option(step, "out", "not-here", "the run sets it: each stage has a folder below the run's")
+        for option in {"out", *marks(model, ByHand)} & section.keys():
+            del section[option]
+            why = "the run sets it: each stage has a folder below the run's"
+            why = why if option == "out" else "it is for the command line, and no step of a run"
+            self._wrong_option(step, option, "not-here", why)
         try:
             # JSON's strict mode takes lists for tuples and text for paths, and takes neither "3" nor
             # true for a number; just what the JSON Schema of profiles says.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pillm.core.options import ByHand, marks
 from pillm.pipeline.profile import VERSION
 from pillm.pipeline.stages import STAGES, Stage
 
@@ -66,7 +67,8 @@ def _section(stage: Stage) -> dict[str, Any]:
     model = stage.options.model_json_schema()
     if "$defs" in model:
         raise AssertionError(f"the options of {stage.name} hold other models; their definitions need a place")
-    properties = {name: _plain(field) for name, field in model["properties"].items() if name != "out"}
+    left_out = {"out", *marks(stage.options, ByHand)}
+    properties = {name: _plain(field) for name, field in model["properties"].items() if name not in left_out}
     properties["uses"] = {"const": stage.name}
     return {
         "type": "object",

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pillm.core.errors import UsageError
-from pillm.core.options import InputFile, ModelReference, marks
+from pillm.core.options import ByHand, InputFile, ModelReference, marks
 from pillm.core.paths import expanded
 from pillm.core.yaml_lines import Document, scalar
 from pillm.pipeline import profile_schema
@@ -84,7 +84,7 @@ def commented(name: str, base: Path, folder: Path) -> str:
         lines += [
             line
             for option in step.stage.options.model_fields
-            if option != "out"
+            if option not in {"out", *marks(step.stage.options, ByHand)}
             for line in _option(step, option, folder)
         ]
     return "\n".join(lines) + "\n"
