@@ -45,8 +45,10 @@ _ABIWORD = re.compile(r'(\w+)\s*="([^"]*)"')
 _PO = re.compile(r'^(msgctxt|msgid_plural|msgid|msgstr(?:\[\d+\])?) ((?:".*"\n?)+)', re.MULTILINE)
 _SCRIPT = re.compile(r"""^\s*["']?([\w.:-]+)["']?: *(["'`])((?:\\.|(?!\2).)*)\2,?$""", re.MULTILINE)
 _BLOCK = re.compile(r"^\s*(\w\w): \{$(.*?)^\s*\},?$", re.MULTILINE | re.DOTALL)
+_ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_PARAGRAPH = re.compile(r'<(p|para|li|div(?= class="para"))\b[^>]*>(.*?)</\1>', re.DOTALL)
 _END = re.compile(r"(?<=[.!?])\s+|\n+")
-SPLITS = ("development", "heldout", "heldout-2")
+SPLITS = ("development", "heldout", "heldout-2", "heldout-3")
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,7 +66,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
     licence: str
     family: str
-    split: Literal["development", "heldout", "heldout-2"]
+    split: Literal["development", "heldout", "heldout-2", "heldout-3"]
     members: dict[str, list[str]]
     original: str = ""
     writers: str = ""
@@ -202,6 +204,9 @@ def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tup
         for key, text in _strings(json.loads(data), "", lists=source.prose):
             parts = _END.split(text) if source.prose else [text]
             yield from ((variety, key, part) for part in parts)
+    elif source.prose:
+        for text in _prose(name, data.decode("utf-8")):
+            yield from ((variety, name.rpartition("/")[2], part) for part in _END.split(text))
     elif name.endswith(".yaml"):
         yield from ((variety, key, text) for key, text in _strings(yaml.safe_load(data), ""))
     elif name.endswith(".po"):
@@ -224,7 +229,17 @@ def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tup
             yield variety, key, text.replace("\\'", "'")
     elif name.endswith((".ftl", ".properties")):
         for key, text in _MOZILLA.findall(data.decode("utf-8", "replace")):
+            if source.index == "npm":
+                # Properties of Java have their letters escaped, those of Mozilla do not.
+                text = _ESCAPED.sub(lambda code: chr(int(code[1], 16)), text)
             yield variety, f"{name.rpartition('/')[2]} {key}", text
+
+
+def _prose(name: str, text: str) -> Iterator[str]:
+    """Paragraphs of a page in HTML or DocBook, or the fortunes of a file of them, each on one line."""
+    marked = name.endswith((".html", ".xml"))
+    for part in (item[1] for item in _PARAGRAPH.findall(text)) if marked else text.split("\n%\n"):
+        yield " ".join((html.unescape(re.sub(r"<[^>]+>", "", part)) if marked else part).split())
 
 
 def _translated(text: str) -> Iterator[tuple[str, str, str]]:
@@ -242,6 +257,10 @@ def _translated(text: str) -> Iterator[tuple[str, str, str]]:
 def _strings(value: object, place: str, *, lists: bool = False) -> Iterator[tuple[str, str]]:
     if isinstance(value, str):
         yield place, value
+    elif isinstance(value, dict) and lists and value.get("name") == "Paragraphe":
+        # A page as a tree of elements: the links in a paragraph are parts of its sentences.
+        inner = _strings(value.get("children", []), "", lists=True)
+        yield place, "".join(text for key, text in inner if key.endswith(".text"))
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _strings(item, f"{place}.{key}", lists=lists)

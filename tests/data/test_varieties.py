@@ -114,6 +114,11 @@ def test_every_entry_has_varieties_and_a_source_and_stands_once(code: str) -> No
     assert marked == everyone
 
 
+def test_numbers_are_no_verbs_of_vosotros() -> None:
+    assert varieties.evidence("Tengo dieciséis o veintiséis años.", "es").state == "silent"
+    assert varieties.evidence("Espero que lo reviséis y lo preciséis.", "es").verdict == ("es-ES",)
+
+
 def test_a_weak_marker_says_nothing_alone() -> None:
     assert varieties.evidence("Apaga el ordenador.", "es") == varieties.evidence("Apaga la luz.", "es")
     assert varieties.evidence("Los vídeos del ordenador", "es").state == "silent"
