@@ -48,6 +48,7 @@ _BLOCK = re.compile(r"^\s*(\w\w): \{$(.*?)^\s*\},?$", re.MULTILINE | re.DOTALL)
 _ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _PARAGRAPH = re.compile(r'<(p|para|li|div(?= class="para"))\b[^>]*>(.*?)</\1>', re.DOTALL)
 _END = re.compile(r"(?<=[.!?])\s+|\n+")
+_MESSAGES = (".yaml", ".po", ".js", ".strings", ".inc", ".ftl", ".properties")
 SPLITS = ("development", "heldout", "heldout-2", "heldout-3")
 
 
@@ -204,7 +205,7 @@ def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tup
         for key, text in _strings(json.loads(data), "", lists=source.prose):
             parts = _END.split(text) if source.prose else [text]
             yield from ((variety, key, part) for part in parts)
-    elif source.prose:
+    elif source.prose and not name.endswith(_MESSAGES):
         for text in _prose(name, data.decode("utf-8")):
             yield from ((variety, name.rpartition("/")[2], part) for part in _END.split(text))
     elif name.endswith(".yaml"):

@@ -223,6 +223,8 @@ def test_messages_are_read_from_all_kinds_of_files(
         "package/i18n.js": SCRIPT,
         "package/fr.yaml": "menu:\n  help: Demandez de l'aide à vos collègues.\n",
         "package/pages.json": json.dumps(prose),
+        "package/index.html": "<h1>Avis à tous les visiteurs</h1><p>Le musée ouvre <b>à neuf heures</b> demain.</p>",
+        "package/fortunes": "Qui dort longtemps dîne\ntrop tard.\n%\nTrop court.\n",
     }
     monkeypatch.setenv("PILLM_CACHE", str(tmp_path))
     path = tmp_path / "native-sentences" / "made-1.0.0.tgz"
@@ -251,6 +253,8 @@ def test_messages_are_read_from_all_kinds_of_files(
         native.Sentence("fr-CA", "made", "Elle a été fermée hier soir."),
         native.Sentence("fr-CA", "made", "La commande a été envoyée au magasin aujourd'hui."),
         native.Sentence("fr-CA", "made", "La page est fermée pour toujours."),
+        native.Sentence("fr-CA", "made", "Le musée ouvre à neuf heures demain."),
+        native.Sentence("fr-CA", "made", "Qui dort longtemps dîne trop tard."),
         native.Sentence("fr-CA", "made", "Un problème est survenu sur l'autre page"),
     ]
 
