@@ -123,7 +123,7 @@ def test_a_weak_marker_says_nothing_alone() -> None:
     assert varieties.evidence("Apaga el ordenador.", "es") == varieties.evidence("Apaga la luz.", "es")
     assert varieties.evidence("Los vídeos del ordenador", "es").state == "silent"
     assert varieties.evidence("¿Podéis apagar el ordenador?", "es").verdict == ("es-ES",)
-    assert varieties.evidence("La computadora y el ordenador", "es").state == "conflict"
+    assert varieties.evidence("El celular y el ordenador", "es").state == "conflict"
     assert varieties.evidence("It was cancelled, cancelled, cancelled.", "en").state == "silent"
     assert varieties.evidence("The trip to the harbour was cancelled.", "en").verdict == ("en-GB", "en-CA", "en-AU")
 
