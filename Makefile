@@ -40,13 +40,15 @@ bench: setup  ## speed, as ratios in one run (docs/benchmarks.md)
 	$(BIN)/python benchmarks/packing.py
 	$(BIN)/python benchmarks/validate_speed.py
 	$(BIN)/python benchmarks/card_speed.py
+	$(BIN)/python benchmarks/predict_published.py
 
 kill-test: setup  ## kill -9 at ten random moments of the quickstart
 	$(BIN)/python benchmarks/kill_quickstart.py
 
-schema: setup  ## the schemas of profiles and of dataset cards, from their models
+schema: setup  ## the schemas of profiles, dataset cards and measurements, from their models
 	$(BIN)/pillm profile schema > src/pillm/profiles/profile.schema.json
 	$(BIN)/python -m pillm.data.card.source > src/pillm/data/card/card.schema.json
+	$(BIN)/python -m pillm.bench.schema > src/pillm/bench/pi_bench.schema.json
 
 dataset: setup  ## the shipped dataset, from its hand-written material
 	$(BIN)/python -m pillm.data.home_assistant

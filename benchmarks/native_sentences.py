@@ -47,9 +47,11 @@ _SCRIPT = re.compile(r"""^\s*["']?([\w.:-]+)["']?: *(["'`])((?:\\.|(?!\2).)*)\2,
 _BLOCK = re.compile(r"^\s*(\w\w): \{$(.*?)^\s*\},?$", re.MULTILINE | re.DOTALL)
 _ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _PARAGRAPH = re.compile(r'<(p|para|li|div(?= class="para"))\b[^>]*>(.*?)</\1>', re.DOTALL)
+_LYX = re.compile(r"^\\begin_layout (?:Standard|Itemize|Enumerate)$(.*?)^\\end_layout$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"^\\(?:SpecialChar (\w+)|.*)\n|\n", re.MULTILINE)
 _END = re.compile(r"(?<=[.!?])\s+|\n+")
 _MESSAGES = (".yaml", ".po", ".js", ".strings", ".inc", ".ftl", ".properties")
-SPLITS = ("development", "heldout", "heldout-2", "heldout-3")
+SPLITS = ("development", "heldout", "heldout-2", "heldout-3", "heldout-4", "heldout-5")
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,7 +69,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
     licence: str
     family: str
-    split: Literal["development", "heldout", "heldout-2", "heldout-3"]
+    split: Literal["development", "heldout", "heldout-2", "heldout-3", "heldout-4", "heldout-5"]
     members: dict[str, list[str]]
     original: str = ""
     writers: str = ""
@@ -228,6 +230,16 @@ def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tup
     elif name.endswith(".inc"):
         for key, text in _ROUNDCUBE.findall(data.decode("utf-8")):
             yield variety, key, text.replace("\\'", "'")
+    elif name.endswith(".lng"):
+        for number, text in enumerate(_openttd(data)):
+            yield from ((variety, str(number), part) for part in _END.split(text))
+    elif name.endswith("/drascula.dat"):
+        for number, text in enumerate(_drascula(data)):
+            yield from ((variety, str(number), part) for part in _END.split(text))
+    elif name.endswith(".qm"):
+        for key, message, text in _qt(data):
+            yield source.original or "original", key, message.replace("&", "")
+            yield variety, key, text.replace("&", "")
     elif name.endswith((".ftl", ".properties")):
         for key, text in _MOZILLA.findall(data.decode("utf-8", "replace")):
             if source.index == "npm":
@@ -237,10 +249,20 @@ def _texts(name: str, data: bytes, variety: str, source: Source) -> Iterator[tup
 
 
 def _prose(name: str, text: str) -> Iterator[str]:
-    """Paragraphs of a page in HTML or DocBook, or the fortunes of a file of them, each on one line."""
-    marked = name.endswith((".html", ".xml"))
+    """Paragraphs of a page in HTML, DocBook or Mallard or of a LyX document, or fortunes, each on one line."""
+    if name.endswith(".lyx"):
+        for part in _LYX.findall(text):
+            # A paragraph with a footnote or another inset is left out.
+            yield "" if "\\begin_inset" in part else " ".join(_COMMAND.sub(_special, part).split())
+        return
+    marked = name.endswith((".html", ".xml", ".page", ".docbook"))
     for part in (item[1] for item in _PARAGRAPH.findall(text)) if marked else text.split("\n%\n"):
         yield " ".join((html.unescape(re.sub(r"<[^>]+>", "", part)) if marked else part).split())
+
+
+def _special(command: re.Match[str]) -> str:
+    """A name of a program for its command, an odd sign for another special one, nothing for other commands."""
+    return (command[1] if command[1] in ("LyX", "LaTeX", "TeX") else "|") if command[1] else ""
 
 
 def _translated(text: str) -> Iterator[tuple[str, str, str]]:
@@ -253,6 +275,74 @@ def _translated(text: str) -> Iterator[tuple[str, str, str]]:
         }
         if fields.get("msgid") and fields.get("msgstr"):
             yield f"{fields.get('msgctxt', '')}\x04{fields['msgid']}", fields["msgid"], fields["msgstr"]
+
+
+def _openttd(data: bytes) -> Iterator[str]:
+    """Strings of a language of OpenTTD, in their order, with an odd sign for each control code but colour and font."""
+    place = 572
+    while place < len(data):
+        size = data[place]
+        place += 1
+        if size >= 0xC0:
+            size = (size & 0x3F) << 8 | data[place]
+            place += 1
+        text = re.sub("[\ue002\ue003\ue03c-\ue04d]", "", data[place : place + size].decode("utf-8", "replace"))
+        yield re.sub(r"[\ue000-\uf8ff\0-\x09\x0b-\x1f]", "|", text)
+        place += size
+
+
+def _drascula(data: bytes) -> Iterator[str]:
+    """Dialogue of the game Drascula as it was written, the second of five languages in each of its tables."""
+    place = 0
+    while place < len(data) - 6:
+        start = place
+        languages: list[list[bytes]] = []
+        while len(languages) < 5:
+            size = int.from_bytes(data[start : start + 2], "big")
+            block, at = data[start + 2 : start + 2 + size], 4
+            texts = []
+            while at < len(block) and (length := int.from_bytes(block[at - 2 : at], "big")) >= 2:
+                texts.append(block[at : at + length].partition(b"\0")[0])
+                at += length
+            if not texts or at not in range(size, size + 5):
+                break
+            languages.append(texts)
+            start += 2 + size
+        if len(languages) == 5 and len({len(texts) for texts in languages}) == 1:
+            for text in languages[1]:
+                line = text.decode("cp850")
+                yield line.capitalize() if line.isupper() else line
+            place = start
+        else:
+            place += 1
+
+
+def _qt(data: bytes) -> Iterator[tuple[str, str, str]]:
+    """Key, message and translation of the entries of a compiled Qt file that have their message, without plurals."""
+    place = 16
+    while place < len(data):
+        section, size = data[place], int.from_bytes(data[place + 1 : place + 5], "big")
+        block = data[place + 5 : place + 5 + size]
+        place += 5 + size
+        if section != 0x69:
+            continue
+        fields: dict[int, list[bytes]] = defaultdict(list)
+        at = 0
+        while at < len(block):
+            tag = block[at]
+            at += 1
+            if tag == 1:
+                message = b"".join(fields[6]).decode("utf-8", "replace")
+                context = b"".join([*fields[7], b"\x04", *fields[8], b"\x04"]).decode("utf-8", "replace")
+                if message and len(fields[3]) == 1:
+                    yield context + message, message, fields[3][0].decode("utf-16-be", "replace")
+                fields.clear()
+                continue
+            length = int.from_bytes(block[at : at + 4], "big")
+            at += 4
+            if length != 0xFFFFFFFF:
+                fields[tag].append(block[at : at + length])
+                at += length
 
 
 def _strings(value: object, place: str, *, lists: bool = False) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 for _name, _value in SHORT_SPIN.items():
     os.environ.setdefault(_name, _value)
+
+# What tests measure does not belong into the user's history.
+_HISTORY = tempfile.TemporaryDirectory(prefix="pillm-history-")
+os.environ["PILLM_HISTORY"] = f"{_HISTORY.name}/history.sqlite"
 
 
 @pytest.fixture(scope="session")

@@ -34,8 +34,8 @@ from pillm.data.language import language, same
         ("L'échevin et le bourgmestre.", ("fr-BE",)),
         ("Une votation sur la caisse-maladie.", ("fr-CH",)),
         ("Le parking est fermé ce week-end.", ("fr-FR", "fr-BE", "fr-CH")),
-        ("Vosotros tenéis un ordenador.", ("es-ES",)),
-        ("Ahorita apago la computadora.", ("es-MX",)),
+        ("Vosotros tenéis un coche.", ("es-ES",)),
+        ("Ahorita apago el celular.", ("es-MX",)),
         ("¿Podés prender la luz de la heladera?", ("es-AR",)),
         ("O usuário salvou o arquivo.", ("pt-BR",)),
         ("Estou a fazer o jantar.", ("pt-PT",)),
@@ -120,10 +120,10 @@ def test_numbers_are_no_verbs_of_vosotros() -> None:
 
 
 def test_a_weak_marker_says_nothing_alone() -> None:
-    assert varieties.evidence("Apaga el ordenador.", "es") == varieties.evidence("Apaga la luz.", "es")
-    assert varieties.evidence("Los vídeos del ordenador", "es").state == "silent"
-    assert varieties.evidence("¿Podéis apagar el ordenador?", "es").verdict == ("es-ES",)
-    assert varieties.evidence("El celular y el ordenador", "es").state == "conflict"
+    assert varieties.evidence("Pela la patata.", "es") == varieties.evidence("Pela la luz.", "es")
+    assert varieties.evidence("Una patata, dos patatas", "es").state == "silent"
+    assert varieties.evidence("¿Podéis pelar la patata?", "es").verdict == ("es-ES",)
+    assert varieties.evidence("El celular y la patata", "es").state == "conflict"
     assert varieties.evidence("It was cancelled, cancelled, cancelled.", "en").state == "silent"
     assert varieties.evidence("The trip to the harbour was cancelled.", "en").verdict == ("en-GB", "en-CA", "en-AU")
 

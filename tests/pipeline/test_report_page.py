@@ -11,13 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pillm.bench.report import Bench, Host, Model, Speed
 from pillm.core.artifacts import Artifact, artifact_of
 from pillm.core.errors import UsageError
 from pillm.core.events import Made, silent
-from pillm.devices import ModelNumbers, kv_bytes_per_token
 from pillm.evaluate.report import Answer, Call, Closeness, Measured, Quality, Said, by_kind, grouped, scores
 from pillm.export.report import Export, LogitsCheck, TokenizerCheck
+from pillm.history.document import Board, Latency, Load, Memory, Model, Quantiles, Run, Runtime, Speed, State
 from pillm.pipeline import manifest, plots
 from pillm.pipeline.report import build
 from pillm.quantize.report import FallbackGroup, Quantize, QuantizedFile, TypeShare
@@ -63,14 +62,29 @@ CLOSENESS = [
     Closeness("model-Q8_0.gguf", 144_800_000, "also", kl_mean=0.0039, kl_p99=0.018, same_top=0.956),
     Closeness("model-Q4_K_M.gguf", 105_500_000, "model", kl_mean=0.0289, kl_p99=0.145, same_top=0.895),
 ]
-BENCH = Bench(
-    Host("A processor", 2, 2**33, "Linux", "x86_64", 0.5),
-    Model(
-        "model-Q4_K_M.gguf", 105_500_000, "ab" * 32, "x", "llama", 134_515_008, {"Q5_0": 180},
-        ModelNumbers(104_000_000, 104_000_000, kv_bytes_per_token(30, 3, 64, 64), 49_152, 576),
+BENCH = Run(
+    id="00000000-0000-0000-0000-000000000000", started="2026-11-22T19:05:00Z", seconds=9.0, tool="pi_bench 1.0.0", valid=True,
+    board=Board(cpu="A processor", cores=2, ram_bytes=2**33, os="Linux", architecture="x86_64", kernel="Linux 6"),
+    before=State(at_s=0.0, load=0.5),
+    runtime=Runtime(kind="llama.cpp", version="0.5.0"),
+    model=Model(
+        file="model-Q4_K_M.gguf", bytes=105_500_000, sha256="ab" * 32, name="x", architecture="llama",
+        parameters=134_515_008, types={"Q5_0": 104_000_000}, weight_bytes=104_000_000, read_bytes=104_000_000,
+        kv_bytes_per_token=23_040, vocabulary=49_152, width=576,
     ),
-    (Speed("prefill", 256, 0, 2, 412.1, 11.0, 3), Speed("decode", 64, 0, 2, 52.3, 1.1, 3)),
-    "0.5.0",
+    speeds=(
+        Speed(what="prefill", tokens=256, depth=0, threads=2, mean_tps=412.1, stddev_tps=11.0, samples_tps=(401.1, 423.1)),
+        Speed(what="decode", tokens=64, depth=0, threads=2, mean_tps=52.3, stddev_tps=1.1, samples_tps=(51.2, 53.4)),
+    ),
+    latency=(
+        Latency(
+            threads=2, threads_batch=2, prompt_tokens=256, answer_tokens=64,
+            first_token=Quantiles(count=3, p50_ms=640.2, p95_ms=655.0, p99_ms=656.0),
+            inter_token=Quantiles(count=189, p50_ms=19.3, p95_ms=21.0, p99_ms=24.6),
+        ),
+    ),
+    load=Load(cold_s=1.26, warm_s=0.61),
+    memory=Memory(peak_bytes=181_456_896, context=2048),
 )  # fmt: skip
 
 
@@ -309,6 +323,22 @@ def test_models_that_the_run_made_are_not_among_those_it_took(whole):
     text = Page(whole.page()).text
     assert "runs/x/quantize/model.gguf" not in text
     assert "pkg:some-model" in text
+
+
+def test_what_a_client_of_the_server_sees_is_told(page):
+    text = Page(page).text
+    assert "first token after 640 ms (median of 3, prompt of 256 tokens); then one every 19.3 ms" in text
+    assert "1.26 s from the disk, 0.61 s from memory" in text
+    assert "181 MB at most, with a context of 2048 tokens" in text
+
+
+def test_figures_that_do_not_count_are_not_shown_as_measured(whole):
+    run = msgspec.structs.replace(BENCH, valid=False, invalid=("throttled now",), emulated="qemu-user")
+    (whole.folder / "bench/bench.json").write_bytes(msgspec.json.encode(run))
+    text = Page(whole.page()).text
+    assert "emulated, 2 threads, ± 1.1; does not count" in text
+    assert "emulated, not a board on A processor" in text
+    assert "These figures do not count: throttled now" in text
 
 
 def test_every_predicted_speed_stands_with_its_label(page):

@@ -2,7 +2,7 @@
 
 It never labels. Each marker of `lexicons/LANGUAGE.yaml` names the varieties whose standard usage has
 it, with its source; what remains after all markers of a text is what they are evidence for. It abstains if
-there is no marker but weak ones, or if they exclude every variety.
+there is no marker, only weak ones of one line, or if they exclude every variety.
 
 A text is searched as Latin-1 in lower case, split at all that is no letter or digit, which is one pass
 of C over it; every word is then one look-up. Phrases and patterns are only tried where a word of theirs is.
@@ -32,7 +32,9 @@ class Marker(NamedTuple):
     varieties: int
     acronym: bool = False
     weak: bool = False
-    """Says nothing alone, nor beside other weak ones."""
+    """Says nothing alone, only beside a marker of another line."""
+    entry: str = ""
+    """The line of the lexicon that it is from."""
 
 
 class Pattern(NamedTuple):
@@ -122,7 +124,7 @@ def evidence(text: str, language: str) -> Evidence:
         return Evidence(language, "silent")
     book = lexicon(language)
     found = _found(text, book)
-    if all(marker.weak for marker in found):
+    if all(marker.weak for marker in found) and len({marker.entry for marker in found}) < 2:
         return Evidence(language, "silent", possible=book.varieties)
     left, counts = (1 << len(book.varieties)) - 1, dict.fromkeys(book.varieties, 0)
     for marker, count in found.items():
@@ -155,7 +157,7 @@ def lexicon(language: str) -> Lexicon:
             entries += 1
             for form in _expanded(entry):
                 marker, parts = (
-                    Marker(form.lower(), bits, form != form.lower(), group.get("weak", False)),
+                    Marker(form.lower(), bits, form != form.lower(), group.get("weak", False), entry),
                     _folded(form).split(),
                 )
                 if len(parts) > 1:

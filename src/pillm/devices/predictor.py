@@ -1,38 +1,53 @@
-"""Will a model fit on a board, and how fast will it answer? Predicted from published rows, never measured by us.
+"""Will a model fit on a board, and how fast will it answer? Predicted from published rows, or from the board's own runs.
 
-Decoding one token reads every weight of the layers and of the output head once, and the keys and
-values of the tokens before it. On both boards memory is what limits it, so
+`memory` says what llama-server takes, `speed` how fast it is and how that was fitted.
 
-    tokens/s = effective bandwidth / (bytes of weights + bytes of keys and values)
-
-The effective bandwidth of a board is the geometric mean of `decode_tps · read_gb` over the rows of
-`published.csv` that ran with the board's thread count. `read_gb` is our own column: parameters less
-an untied input embedding, times the bits of the format (Q8_0 8.5, Q5_K 5.5, Q4_0 4.5; a Q4_K_M is its
-file's size; a tied embedding of a Q4_0 file is Q8_0 where rows are no multiple of 256).
+Runs that were measured on a board of the same family move the figures: each model that was run gives the ratio of
+its measured to its predicted speed, the published rows count as one more model whose ratio is 1, and the prediction is
+multiplied by their geometric mean. The interval shrinks from that of the published rows towards what the runs differ
+by among themselves, and is never below 5 %.
 """
 
 from __future__ import annotations
 
-import csv
 import math
+import statistics
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 
 import msgspec
 
 from pillm.devices.boards import Device
+from pillm.devices.formats import KvType
+from pillm.devices.memory import Memory, memory, rough_memory
+from pillm.devices.model import Model, Work, rough_work
+from pillm.devices.published import rows
+from pillm.devices.repack import repacks
+from pillm.devices.speed import (
+    PROMPT,
+    Fit,
+    Speed,
+    decode_seconds,
+    fit,
+    kv_bits,
+    left_out,
+    prefill_seconds,
+    spreads,
+    unfitted,
+)
 
 LABEL = "predicted, not measured"
-_UBATCH = 512  # tokens that llama.cpp computes at once, its default
-_F16, _F32 = 2, 4
+UBATCH = 512
+"""Tokens that llama.cpp computes at once, its default."""
+
+_LEAST_SPREAD = 0.05
 
 
 class ModelNumbers(msgspec.Struct, frozen=True):
-    """What of a GGUF file decides memory and speed.
+    """What of a model decides memory and speed, where its tensors are not at hand.
 
     `weight_bytes` is all tensors; `read_bytes` what one token reads of them (without an untied input
-    embedding); `kv_bytes_per_token` what one token adds to the cache (f16 keys and values, all layers).
+    embedding); `kv_bytes_per_token` what one token adds to the cache (f16 keys and values, all layers);
+    `types` bytes of tensors by type, as far as known.
     """
 
     weight_bytes: int
@@ -40,124 +55,196 @@ class ModelNumbers(msgspec.Struct, frozen=True):
     kv_bytes_per_token: int
     vocabulary: int
     width: int
+    types: dict[str, int] = {}
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A published measurement. `read_gb` is 10⁹ bytes a token."""
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A run on a board: the model's numbers, and tokens/s with the threads they were measured with."""
 
-    board: str
-    model: str
-    quant: str
-    runtime: str
-    threads: int
-    decode_tps: float
-    read_gb: float
-    source: str
+    numbers: ModelNumbers
+    threads: int | None = None
+    decode_tps: float | None = None
+    decode_depth: int = 0
+    threads_batch: int | None = None
+    prefill_tps: float | None = None
 
 
-class Fit(msgspec.Struct, frozen=True):
-    """A board's effective bandwidth in GB/s, from `rows`.
-
-    `errors` are leave-one-model-out: predicted / published - 1 for each row, fitted without its model.
-    `spread` is the relative half-width shown with a prediction: the worst of these errors, at least
-    10 %, and at least 25 % where fewer than five rows are known.
-    """
-
-    bandwidth: float
-    errors: tuple[float, ...]
-    spread: float
-    rows: tuple[Row, ...]
-
-
-class Prediction(msgspec.Struct, frozen=True):
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """For one board. Memory in bytes, speed in tokens/s; `label` must be shown with every figure."""
 
     device: str
+    family: str
     title: str
     fits: bool
     memory_bytes: int
+    """The server's peak resident memory."""
+    needed_bytes: int
+    """What of it the system cannot take back: pages of the file that were copied in another form are left out."""
+    weight_bytes: int
     kv_bytes: int
     buffer_bytes: int
     free_bytes: int
     """What is left for other programs; negative where the model does not fit."""
     context: int
+    threads: int
+    threads_batch: int
+    ubatch: int
+    kv_type: str
     decode: float
     decode_low: float
     decode_high: float
+    prefill: float
+    prefill_low: float
+    prefill_high: float
     extrapolated: bool
-    """The model is smaller or larger than every published row of the board."""
+    """The model is smaller or larger than every published model on the processor, or none was published."""
     rows: int
+    """Published decode rows of the processor that the figures rest on."""
     worst_error: float
+    runs: int
     note: str
     label: str = LABEL
+    memory: Memory
 
 
-@cache
-def published() -> tuple[Row, ...]:
-    """All rows, with their sources."""
-    text = resources.files("pillm.devices").joinpath("published.csv").read_text(encoding="utf-8")
-    return tuple(
-        msgspec.convert({name: line[name] for name in Row.__struct_fields__}, Row, strict=False)
-        for line in csv.DictReader(text.splitlines())
-    )
+def predict(
+    device: Device,
+    model: Model | ModelNumbers,
+    context: int = 2048,
+    depth: int = 256,
+    *,
+    threads: int | None = None,
+    threads_batch: int | None = None,
+    ubatch: int = UBATCH,
+    kv_type: KvType = "f16",
+    slots: int = 1,
+    measured: Sequence[Measured] = (),
+) -> Prediction:
+    """Memory of llama-server with `slots` of `context` tokens each, decode speed after `depth` tokens, prefill of 512.
 
-
-@cache
-def fit(family: str, threads: int) -> Fit:
-    """The effective bandwidth of a board family with this many threads."""
-    rows = tuple(row for row in published() if row.board == family and row.threads == threads)
-    errors = []
-    for row in rows:
-        others = [other for other in rows if other.model != row.model]
-        errors.append(_bandwidth(others) / (row.decode_tps * row.read_gb) - 1)
-    worst = max(abs(error) for error in errors)
-    return Fit(_bandwidth(rows), tuple(errors), max(worst, 0.10 if len(rows) >= 5 else 0.25), rows)
-
-
-def _bandwidth(rows: Sequence[Row]) -> float:
-    return math.exp(sum(math.log(row.decode_tps * row.read_gb) for row in rows) / len(rows))
-
-
-def predict(device: Device, model: ModelNumbers, context: int = 2048, depth: int = 256) -> Prediction:
-    """Memory of llama-server with one slot of `context` tokens, and decode speed after `depth` tokens.
-
-    Buffers: llama.cpp reserves 512 rows of logits and two of hidden states in f32,
-    512 · 4 · (vocabulary + 2 · width) bytes (checked against its own figure for SmolLM2-135M: 98.25 MiB).
-    Below the smallest published model, work that does not shrink with the weights (threads waiting
-    for each other in every layer) takes a share that no row tells of: the low end is halved there.
+    Threads are the processor's best for decoding where they are not given, and all cores for prefill. `measured` are runs on boards of the same family.
     """
-    known = fit(device.family, device.decode_threads)
-    kv, buffers = model.kv_bytes_per_token * context, _UBATCH * _F32 * (model.vocabulary + 2 * model.width)
-    memory = model.weight_bytes + kv + buffers
-    free = device.ram_bytes - device.reserved_bytes - memory
-    read = model.read_bytes + model.kv_bytes_per_token * depth
-    decode = known.bandwidth * 1e9 / read
-    sizes = [row.read_gb * 1e9 for row in known.rows]
-    smaller, larger = read < min(sizes), read > max(sizes)
-    note = ""
-    if smaller:
-        note = f"smaller than every published model ({min(sizes) / 1e9:.2f} GB read a token), so the low end is halved"
-    elif larger:
-        note = f"larger than every published model ({max(sizes) / 1e9:.2f} GB read a token)"
+    soc, known = device.soc, fit(device.soc_name) if device.soc_name else unfitted(device.soc)
+    work = model.work if isinstance(model, Model) else _rough(model)
+    threads = min(threads, soc.cores) if threads else soc.decode_threads
+    batch_threads = min(threads_batch, soc.cores) if threads_batch else soc.cores
+    if isinstance(model, Model):
+        taken = memory(model, soc.features, context, kv_type=kv_type, ubatch=ubatch, slots=slots, threads=batch_threads)
+    else:
+        taken = rough_memory(
+            model.weight_bytes, model.types, model.kv_bytes_per_token, model.vocabulary, model.width, soc.features,
+            context, kv_type=kv_type, ubatch=ubatch, slots=slots,
+        )  # fmt: skip
+    decode_spread, prefill_spread = spreads(device.soc_name, soc)
+    note, extrapolated = _beyond(device, work)
+    decode = _speed(
+        1 / decode_seconds(soc, known, work, threads, depth=depth, kv_bits=kv_bits(kv_type)),
+        decode_spread,
+        _ratios(device, known, measured, "decode"),
+        halved=note.startswith("smaller"),
+    )
+    prefill = _speed(
+        1 / prefill_seconds(soc, known, work, batch_threads, prompt=min(PROMPT, context or PROMPT)),
+        prefill_spread if _has_rows(device, work) else max(prefill_spread, soc.spread),
+        _ratios(device, known, measured, "prefill"),
+        halved=False,
+    )
+    free = device.room_bytes - taken.needed_bytes
+    errors = [e for e in left_out(device.soc_name) if not e.row.unexplained] if device.soc_name else []
+    runs = len(_models(measured))
     return Prediction(
         device=device.name,
+        family=device.family,
         title=device.title,
         fits=free >= 0,
-        memory_bytes=memory,
-        kv_bytes=kv,
-        buffer_bytes=buffers,
+        memory_bytes=taken.peak_bytes,
+        needed_bytes=taken.needed_bytes,
+        weight_bytes=taken.weight_bytes,
+        kv_bytes=taken.kv_bytes,
+        buffer_bytes=taken.compute_bytes,
         free_bytes=free,
         context=context,
-        decode=decode,
-        decode_low=decode * (1 - known.spread) * (0.5 if smaller else 1.0),
-        decode_high=decode * (1 + known.spread),
-        extrapolated=smaller or larger,
-        rows=len(known.rows),
-        worst_error=max(abs(error) for error in known.errors),
+        threads=threads,
+        threads_batch=batch_threads,
+        ubatch=ubatch,
+        kv_type=kv_type,
+        decode=decode.tps,
+        decode_low=decode.low,
+        decode_high=decode.high,
+        prefill=prefill.tps,
+        prefill_low=prefill.low,
+        prefill_high=prefill.high,
+        extrapolated=extrapolated,
+        rows=known.decode_rows,
+        worst_error=max((abs(error.decode_error) for error in errors), default=decode_spread),
+        runs=runs,
         note=note,
+        label=f"predicted, from {runs} {'model' if runs == 1 else 'models'} measured on this board" if runs else LABEL,
+        memory=taken,
     )
 
 
-def kv_bytes_per_token(layers: int, kv_heads: int, key_length: int, value_length: int) -> int:
-    """Bytes that a token adds to llama.cpp's f16 cache. For a model whose layers differ, the sum of kv heads over them is layers · kv_heads."""
-    return layers * kv_heads * (key_length + value_length) * _F16
+def _speed(tps: float, spread: float, ratios: Sequence[float], *, halved: bool) -> Speed:
+    """Published rows alone, or moved towards the ratios that were measured."""
+    if not ratios:
+        return Speed(tps, tps / (1 + spread) * (0.5 if halved else 1.0), tps * (1 + spread))
+    logs = [math.log(ratio) for ratio in ratios]
+    tps *= math.exp(sum(logs) / (len(logs) + 1)) if len(logs) < 3 else math.exp(statistics.mean(logs))
+    among = statistics.pstdev(logs) if len(logs) > 1 else spread / 2
+    spread = max(_LEAST_SPREAD, (spread + len(logs) * among) / (len(logs) + 1))
+    return Speed(tps, tps / (1 + spread), tps * (1 + spread))
+
+
+def _ratios(device: Device, known: Fit, measured: Sequence[Measured], what: str) -> list[float]:
+    """Measured over predicted speed, once a model (the geometric mean of its runs)."""
+    ratios = []
+    for runs in _models(measured).values():
+        logs = []
+        for run in runs:
+            work = _rough(run.numbers)
+            if what == "decode" and run.decode_tps and run.threads:
+                threads = min(run.threads, device.cores)
+                seconds = decode_seconds(device.soc, known, work, threads, depth=run.decode_depth)
+                logs.append(math.log(run.decode_tps * seconds))
+            elif what == "prefill" and run.prefill_tps and (count := run.threads_batch or run.threads):
+                seconds = prefill_seconds(device.soc, known, work, min(count, device.cores))
+                logs.append(math.log(run.prefill_tps * seconds))
+        if logs:
+            ratios.append(math.exp(statistics.mean(logs)))
+    return ratios
+
+
+def _models(measured: Sequence[Measured]) -> dict[tuple[int, int], list[Measured]]:
+    """Runs by model: what it reads and what it weighs tell models apart."""
+    found: dict[tuple[int, int], list[Measured]] = {}
+    for run in measured:
+        found.setdefault((run.numbers.read_bytes, run.numbers.weight_bytes), []).append(run)
+    return found
+
+
+def _rough(numbers: ModelNumbers) -> Work:
+    return rough_work(numbers.read_bytes, numbers.kv_bytes_per_token, numbers.types, numbers.vocabulary, numbers.width)
+
+
+def _has_rows(device: Device, work: Work) -> bool:
+    """Whether a published row tells of the kind of kernels that most of the weights are prefilled with."""
+    if not work.prefill_weights:
+        return False
+    kind = max(work.prefill_weights.items(), key=lambda item: item[1])[0]
+    known = fit(device.soc_name).prefill if device.soc_name else {}
+    if repacks(kind, device.soc.features):
+        return f"repacked {kind}" in known
+    return fit(device.soc_name).prefill_rows > 0 if device.soc_name else False
+
+
+def _beyond(device: Device, work: Work) -> tuple[str, bool]:
+    """Whether a model's size is outside the published ones, in words."""
+    sizes = [row.work.read_bytes for row in rows() if row.soc == device.soc_name]
+    if not sizes:
+        return "no model's speed was ever published for this processor, so the interval is wide", True
+    if work.read_bytes < min(sizes):
+        least = min(sizes) / 1e9
+        return f"smaller than every published model ({least:.2f} GB read a token), so the low end is halved", True
+    if work.read_bytes > max(sizes):
+        return f"larger than every published model ({max(sizes) / 1e9:.2f} GB read a token)", True
+    return "", False

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from pillm.bench.report import best
 from pillm.core.artifacts import artifact_of, write_atomic
 from pillm.core.errors import writing
 from pillm.core.events import Emit, Made
-from pillm.devices import LABEL
+from pillm.devices.predictor import LABEL
 from pillm.evaluate.report import Call, Rate, Scores
+from pillm.history.document import best
 from pillm.pipeline.manifest import ModelUsed
 from pillm.pipeline.report_facts import Facts, gather
 
@@ -205,11 +205,11 @@ def _prediction_notes(facts: Facts) -> list[str]:
     notes: dict[str, str] = {}
     for board in facts.predictions:
         family = board.title.split(",")[0]
-        text = f"{family}: from {board.rows} published rows; left out one model at a time, the worst error is {_percent(board.worst_error)}."
+        text = f"{family}: from {board.rows} published rows; each predicted from the others, the worst error is {_percent(board.worst_error)}."
         notes.setdefault(family, f"{text} This file is {board.note}." if board.note else text)
     if notes:
         return [
-            f"Speeds on boards are {LABEL}: memory bandwidth, divided by the bytes read for each token.",
+            f"Speeds on boards are {LABEL}: the bytes that a token reads by the memory's bandwidth, and the weights by what cores multiply.",
             *notes.values(),
         ]
     return []

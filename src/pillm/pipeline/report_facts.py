@@ -9,19 +9,18 @@ from typing import TypeVar
 
 import msgspec
 
-from pillm import devices
-from pillm.bench import report as bench_report
-from pillm.bench.report import Bench
 from pillm.core import jsonl, shipped
 from pillm.core.artifacts import Artifact, sha256_file
 from pillm.core.errors import PillmError
 from pillm.core.records import Record
 from pillm.core.stage import read_report_lines
-from pillm.devices import Prediction
+from pillm.devices import boards
+from pillm.devices.predictor import ModelNumbers, Prediction, predict
 from pillm.evaluate import report as quality_report
 from pillm.evaluate.report import Answer, Quality
 from pillm.export import report as export_report
 from pillm.export.report import Export
+from pillm.history import document as bench_report
 from pillm.pipeline import manifest
 from pillm.pipeline.manifest import RunManifest, StageRecord
 from pillm.quantize import report as quantize_report
@@ -78,7 +77,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     train: TrainReport | None
     loss: list[LossStep]
     label: LabelReport | None
-    bench: Bench | None
+    bench: bench_report.Run | None
     predictions: list[Prediction]
     data: list[DataFacts]
     missing: list[str]
@@ -128,12 +127,21 @@ def gather(run_dir: Path) -> Facts:
         loss=read(trained, "log", _load_loss) or [],
         label=read(_last(told, "label"), "report", label_report.load),
         bench=measured,
-        predictions=[devices.predict(devices.load(name), measured.model.numbers) for name in devices.names()]
-        if measured
-        else [],
+        predictions=_predicted(measured.model) if measured else [],
         data=list(_data(run_dir, told)),
         missing=missing,
     )
+
+
+def _predicted(model: bench_report.Model) -> list[Prediction]:
+    """What to expect of the measured file on each board; nothing where the file's header was not read."""
+    known = (model.weight_bytes, model.read_bytes, model.kv_bytes_per_token, model.vocabulary, model.width)
+    if any(value is None for value in known):
+        return []
+    numbers = ModelNumbers(*(value or 0 for value in known), types=model.types)
+    # Other boards have the processors of these two.
+    shown = (board for board in boards.shipped().values() if board.family in ("pi4", "pi5"))
+    return [predict(board, numbers) for board in shown]
 
 
 def _all(told: RunManifest, stage: str) -> list[StageRecord]:

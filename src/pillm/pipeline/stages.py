@@ -95,10 +95,17 @@ TOOLS: dict[str, Stage] = {
         Stage("dedup", "Leave out exact and near duplicates", "pillm.data.options:DedupOptions", "pillm.data.duplicates.dedup:run", {}, group="dataset"),
         Stage("split", "Split into train, validation and test", "pillm.data.options:SplitOptions", "pillm.data.duplicates.split:run", {}, group="dataset"),
         Stage("convert", "From and to the formats of other tools", "pillm.data.options:ConvertOptions", "pillm.data.formats.convert:run", {}, group="dataset"),
+        Stage("compare", "Better, same, worse or cannot tell: two models, two builds, or against the history",
+              "pillm.bench.compare.options:CompareOptions", "pillm.bench.compare.run:run", {}, group="bench"),
+        Stage("history", "What was measured: list, import, export, thin out", "pillm.bench.history.options:HistoryOptions",
+              "pillm.bench.history.run:run", {}, group="bench"),
+        Stage("report", "Trends and roofline of the history as a page", "pillm.bench.trends.options:ReportOptions",
+              "pillm.bench.trends.run:run", {}, group="bench"),
+        Stage("plan", "What fits on a board, how fast, with which settings", "pillm.plan.options:PlanOptions", "pillm.plan.run:run", {}, document=True),
     )
 }  # fmt: skip
 
 COMMANDS = {**STAGES, **TOOLS}
 """Everything that has options: what the command line, the command builder and the forms show."""
 
-GROUPS = {"dataset": "Datasets: check, describe, count, split, convert"}
+GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back"}

@@ -1,0 +1,148 @@
+"""One run against the earlier runs of its series: which of them can be compared with it, and what they say.
+
+The same board, memory and shape of model are a series. An earlier run counts if it is valid and the board was in the
+same state: governor, highest clock, temperature at the start. Each test of the new run (what, tokens, depth, threads)
+is compared with the same test of the earlier runs, by their speed from run to run, which contains what differs
+between processes, boots and days; the spread inside of a run does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from pillm.bench.compare.detector import Drift, Verdict, drift, overall
+from pillm.history.document import Run, Speed
+from pillm.history.schema import board_name, build_name, model_shape, utc
+
+_WARMER_C = 15.0
+"""Degrees at the start beyond which a board is in another state: it reaches its limit sooner."""
+_BUSY = "other programs used"
+"""How pi_bench's warnings about a busy machine begin."""
+_CLOCK = 0.02
+"""Relative difference of the highest clock that is no other setting."""
+
+Test = tuple[str, int, int, int]
+
+
+class AgainstHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """What the history says of a run."""
+
+    verdict: Verdict
+    build: str
+    """The build of the earlier runs."""
+    earlier: int
+    """Earlier runs that count."""
+    left_out: dict[str, int]
+    """Why earlier runs of the series do not count, and how many."""
+    reasons: tuple[str, ...]
+    """Why it cannot be told, where that is known before any figure is looked at."""
+    tests: dict[str, Drift]
+
+
+def against(
+    new: Run, history: Iterable[Run], *, build: str | None, needed: int, error: float, least: float
+) -> AgainstHistory:
+    """Compare `new` with the earlier runs among `history` (read one at a time; only their speeds are held).
+
+    `error` is the chance of any false better or worse over all tests; `least` a ratio of times, as 1.03.
+    """
+    began = utc(new.started)
+    left_out: Counter[str] = Counter()
+    builds: dict[str, list[dict[Test, float]]] = defaultdict(list)
+    for run in history:
+        if run.id == new.id or utc(run.started) >= began or not same_series(run, new):
+            continue
+        reason = other_state(run, new)
+        if reason:
+            left_out[reason] += 1
+        else:
+            builds[build_name(run)].append({_test(speed): speed.mean_tps for speed in run.speeds})
+    chosen = _build(builds, build, build_name(new), needed)
+    rows = builds.get(chosen, [])
+    for name, others in builds.items():
+        if name != chosen:
+            left_out[f"of another build ({name})"] += len(others)
+    reasons = list(_unfit(new))
+    tests: dict[str, Drift] = {}
+    speeds = {_test(speed): speed.mean_tps for speed in new.speeds}
+    for test, tps in speeds.items():
+        earlier = [row[test] for row in rows if row.get(test)]
+        if len(earlier) >= needed and tps > 0 and not reasons:
+            tests[_name(test)] = drift(tps, earlier, error / len(speeds), math.log(least))
+    if not tests and not reasons:
+        most = max((sum(bool(row.get(test)) for row in rows) for test in speeds), default=0)
+        reasons.append(
+            f"{needed} earlier runs that can be compared are needed, there {'is' if most == 1 else 'are'} {most}: "
+            f"{needed - most} more"
+            if speeds
+            else "the run has no speeds"
+        )
+    return AgainstHistory(
+        verdict=overall([test.verdict for test in tests.values()]) if tests else "cannot tell",
+        build=chosen,
+        earlier=len(rows),
+        left_out=dict(left_out.most_common()),
+        reasons=tuple(reasons),
+        tests=tests,
+    )
+
+
+def same_series(a: Run, b: Run) -> bool:
+    """Whether two runs are of the same board, memory and shape of model."""
+    return (board_name(a), a.board.ram_bytes, model_shape(a)) == (board_name(b), b.board.ram_bytes, model_shape(b))
+
+
+def other_state(run: Run, new: Run) -> str:
+    """Why an earlier run of the series does not count; empty if it does."""
+    if not run.valid:
+        return "not valid (throttled, swapped, ...)"
+    if run.emulated or new.emulated:
+        return "of an emulated processor"
+    if _busy(run):
+        return "beside other programs at work"
+    if run.board.governor != new.board.governor:
+        return f"with the governor {run.board.governor or 'unknown'}, not {new.board.governor or 'unknown'}"
+    a, b = run.board.max_mhz, new.board.max_mhz
+    if a and b and abs(a - b) > _CLOCK * b:
+        return f"with a highest clock of {a:g} MHz, not {b:g}"
+    a, b = run.before.temperature_c, new.before.temperature_c
+    if a is not None and b is not None and abs(a - b) > _WARMER_C:
+        return f"more than {_WARMER_C:.0f} degrees warmer or colder at the start"
+    return ""
+
+
+def _unfit(new: Run) -> Iterable[str]:
+    """Why nothing can be said of the new run."""
+    if not new.valid:
+        yield f"the run does not count itself: {'; '.join(new.invalid) or 'it is marked invalid'}"
+    if new.emulated:
+        yield f"the processor is emulated ({new.emulated})"
+
+    if busy := _busy(new):
+        yield f"{busy}; end them and measure again"
+
+
+def _busy(run: Run) -> str:
+    """What the run says of other programs at work; empty where it had the machine to itself."""
+    return next((warning for warning in run.warnings if warning.startswith(_BUSY)), "")
+
+
+def _build(builds: dict[str, list[dict[Test, float]]], asked: str | None, own: str, needed: int) -> str:
+    if asked is not None:
+        return next((name for name in builds if asked.lower() in name.lower()), asked)
+    enough = [name for name, rows in builds.items() if len(rows) >= needed]
+    # The history comes in the order of time, so the last one is the newest that began.
+    return own if own in enough or not enough else enough[-1]
+
+
+def _test(speed: Speed) -> Test:
+    return (speed.what, speed.tokens, speed.depth, speed.threads)
+
+
+def _name(test: Sequence[object]) -> str:
+    what, tokens, depth, threads = test
+    return f"{what} of {tokens} tokens at depth {depth}, {threads} threads"

@@ -1,0 +1,69 @@
+"""Options of `pillm bench compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from pillm.core.options import InputFile, Options, unit
+
+
+class CompareOptions(Options):
+    """Compare two models, two builds of llama.cpp, or a run with its history: better, same, worse or cannot tell."""
+
+    models: Annotated[tuple[Path, ...], InputFile()] = Field(
+        min_length=1,
+        max_length=2,
+        description="GGUF files A and B; one file with --tools-b; with --baseline one GGUF file or a bench.json",
+    )
+    pairs: int = Field(
+        20, ge=6, le=500, description="At most so many pairs that count", json_schema_extra=unit("pairs")
+    )
+    tools_b: Path | None = Field(
+        None, description="Folder of another llama.cpp's tools for B (default: that of A), to compare builds"
+    )
+    prompt_tokens: int = Field(
+        64, ge=0, description="Length of the prompt; 0 skips prefill", json_schema_extra=unit("tokens")
+    )
+    gen_tokens: int = Field(
+        16, ge=0, description="Length of the answer; 0 skips decode", json_schema_extra=unit("tokens")
+    )
+    depth: int = Field(0, ge=0, description="Context depth to measure at", json_schema_extra=unit("tokens"))
+    repetitions: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Repetitions in each process; the fastest is the sample",
+        json_schema_extra=unit("runs"),
+    )
+    threads: int | None = Field(None, ge=1, description="Threads (default: all cores but one)")
+    min_effect: float = Field(
+        3.0, gt=0, le=100, description="The smallest change of time that matters", json_schema_extra=unit("%")
+    )
+    false_alarms: float = Field(
+        1.0, ge=0.01, le=20, description="Chance of a false better or worse, in all", json_schema_extra=unit("%")
+    )
+    wait: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="Wait so long, in all, for other programs to end",
+        json_schema_extra=unit("s"),
+    )
+    seed: int = Field(0, ge=0, description="Seed of the coin that orders each pair")
+    baseline: bool = Field(False, description="Compare one run with the earlier runs of its series in the history")
+    baseline_runs: int = Field(
+        8,
+        ge=4,
+        le=1000,
+        description="Earlier runs that are needed to know their spread",
+        json_schema_extra=unit("runs"),
+    )
+    baseline_build: str | None = Field(
+        None,
+        min_length=1,
+        description="Earlier runs of this build only (default: the run's own, else the newest with enough)",
+    )
+    fail_on_worse: bool = Field(False, description="Exit code 1 if the verdict is worse")

@@ -1,0 +1,1 @@
+"""`pillm bench history`: the command over the store."""

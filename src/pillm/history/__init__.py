@@ -1,0 +1,1 @@
+"""Floor 1: measurements, what one says and where they are kept."""
