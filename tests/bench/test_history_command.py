@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 sys.path.append(str(Path(__file__).parents[1] / "history"))
 
+from history_runs import made, moment
+
 from pillm.bench.history.options import HistoryOptions
 from pillm.bench.history.run import run
 from pillm.core.errors import FindingsError, UsageError
 from pillm.core.events import Log, Output
 from pillm.history import store
-from runs import made, moment
 
 RUNS = [
     made(1), made(2, valid=False, invalid=("throttled",)), made(3, build="bbbbbbb", decode=22.0),

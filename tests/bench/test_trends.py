@@ -14,6 +14,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "history"))
 
+from history_runs import made
+
 from pillm.bench.trends.changes import changes
 from pillm.bench.trends.drawing import Ceiling, Mark, roofline, trend
 from pillm.bench.trends.options import ReportOptions
@@ -24,7 +26,6 @@ from pillm.core.errors import UsageError
 from pillm.core.events import silent
 from pillm.history import store
 from pillm.history.schema import summary
-from runs import made
 
 
 def points(*speeds: float, build: str = "b", valid: bool = True) -> list[Point]:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from history_runs import made
 
 from pillm.core.errors import FindingsError, PillmError, UsageError
 from pillm.history import store
 from pillm.history.imports import Imported, import_file
-from runs import made
 
 OLD = {
     "host": {

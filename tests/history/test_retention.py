@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime
 
 import pytest
+from history_runs import START, made
 
 from pillm.core.errors import UsageError
 from pillm.history.retention import Policy, superfluous
 from pillm.history.schema import summary
-from runs import START, made
 
 DAY = 24.0
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from history_runs import made, moment
 
 from pillm.core.errors import PillmError, ResourceError, UsageError
 from pillm.history import store
 from pillm.history.schema import APPLICATION_ID, STEPS, VERSION
 from pillm.history.store import Wanted
-from runs import made, moment
 
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from runs import made
+from history_runs import made
 from pillm.history import store
 for number in range(int(sys.argv[2]), int(sys.argv[3])):
     store.add(made(number), Path(sys.argv[1]))

@@ -31,6 +31,10 @@ Verdict = Literal["better", "same", "worse", "cannot tell"]
 
 _EARLY = ((0.5, 0.4), (0.75, 0.2))
 """Looks before the last: after this share of the pairs, with this share of the error."""
+_LASTING = math.log(1.005)
+"""Differences up to this size may last without meaning anything: where a file or a program lies, what else uses it. The
+coin cannot average them away (a file and its copy differed by 0.4 % for an hour on a busy machine), so an interval that
+excludes 0 by less is no news. Never more than half of the least effect that is asked for."""
 _SAME_ERROR = 0.05
 """Chance to call a change of exactly the least effect "same". Larger than that of a false alarm: it costs less."""
 
@@ -102,17 +106,18 @@ def interval(averages: np.ndarray, count: int, tail: float) -> tuple[float, floa
 def judge(d: Sequence[float], look: Look, least: float) -> Judgement:
     """Judge the pairs of one look. `least` is the smallest effect that matters, as ln(1.03) for 3 %.
 
-    worse: the interval lies above 0 and the estimate is `least` or more. better: the same below.
-    same: the interval of the "same" error lies within -least ... least.
+    worse: the interval lies above 0 by more than what may last without meaning anything, and the estimate is `least`
+    or more. better: the same below. same: the interval of the "same" error lies within -least ... least.
     """
     averages = walsh(d)
     estimate = float(np.median(averages))
     low, high = interval(averages, len(d), look.alarm_tail)
     within_low, within_high = interval(averages, len(d), look.same_tail)
+    lasting = min(_LASTING, least / 2)
     verdict: Verdict = "cannot tell"
-    if low > 0 and estimate >= least:
+    if low > lasting and estimate >= least:
         verdict = "worse"
-    elif high < 0 and estimate <= -least:
+    elif high < -lasting and estimate <= -least:
         verdict = "better"
     elif within_low > -least and within_high < least:
         verdict = "same"
