@@ -19,6 +19,7 @@ from history_runs import made, moment
 
 from pillm.core.errors import PillmError, ResourceError, UsageError
 from pillm.history import store
+from pillm.history.document import Run
 from pillm.history.schema import APPLICATION_ID, STEPS, VERSION
 from pillm.history.store import Wanted
 
@@ -324,3 +325,31 @@ def test_fields_that_this_version_does_not_know_are_kept(path):
     text = msgspec.json.encode({**msgspec.to_builtins(made(1)), "fan_rpm": 3200})
     store.add_all([(msgspec.json.decode(text, type=type(made(1))), text)], path)
     assert [msgspec.json.decode(text)["fan_rpm"] for text in store.documents(path=path)] == [3200]
+
+
+@pytest.mark.parametrize(
+    ("changed", "about"),
+    [
+        ({"started": "0900-01-01T00:00:00Z"}, "`started`"),
+        ({"started": "0001-01-01T00:00:00+05:00"}, "`started`"),
+        ({"board": {"architecture": "aarch64", "kernel": "Linux", "ram_bytes": 10**18 * 10}}, "`board.ram_bytes`"),
+        ({"speeds": [{"what": "decode", "tokens": 1, "depth": 0, "threads": 1, "mean_tps": -1.0, "stddev_tps": 0.0,
+                      "samples_tps": []}]}, "`speeds`"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_be_is_refused(path, changed, about):
+    with pytest.raises(UsageError, match=about):
+        store.add(msgspec.convert({**msgspec.to_builtins(made(1)), **changed}, Run), path)
+    assert list(store.runs(path=path)) == []
+
+
+def test_a_moment_with_minutes_is_that_moment(path):
+    store.add(made(1, started="2026-11-22T10:00:30Z"), path)
+    for since, until, count in (
+        ("2026-11-22T10:00Z", None, 1),
+        (None, "2026-11-22T10:00Z", 0),
+        ("2026-11-22", None, 1),
+    ):
+        assert len(list(store.runs(wanted=store.Wanted(since=since, until=until), path=path))) == count
+    with pytest.raises(UsageError, match="2026-99-99"):
+        list(store.runs(wanted=store.Wanted(since="2026-99-99"), path=path))

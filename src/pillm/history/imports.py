@@ -257,7 +257,7 @@ def _run(data: bytes, path: Path, number: int) -> tuple[Run, bytes] | Finding:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return _finding(path, number, str(error))
     except ValueError as error:
-        return _finding(path, number, f"`started`: {error}")
+        return _finding(path, number, str(error))
     # On one line, as the store and exports keep it.
     return run, msgspec.json.format(data, indent=-1)
 

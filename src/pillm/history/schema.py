@@ -7,6 +7,7 @@ same way. Columns only repeat what the document says: they are there to look up 
 from __future__ import annotations
 
 import datetime
+import math
 import re
 
 import msgspec
@@ -81,11 +82,18 @@ COLUMNS = Summary.__struct_fields__
 
 
 def summary(run: Run) -> Summary:
-    """The columns of `run`. Raises ValueError if it does not say when it started."""
+    """The columns of `run`. Raises ValueError, with the field, if a time, a size or a speed cannot be."""
+    sizes = {"board.ram_bytes": run.board.ram_bytes, "model.read_bytes": run.model.read_bytes}
+    for name, size in sizes.items():
+        if size is not None and not 0 <= size < 2**63:
+            raise ValueError(f"`{name}`: {size} is no number of bytes")
+    for speed in run.speeds:
+        if not 0 < speed.mean_tps < math.inf:
+            raise ValueError(f"`speeds`: {speed.mean_tps} tokens/s is no speed")
     decode, prefill = best(run, "decode"), best(run, "prefill")
     return Summary(
         id=run.id,
-        started=utc(run.started),
+        started=_started(run),
         board=board_name(run),
         ram_bytes=run.board.ram_bytes,
         model_name=run.model.name or run.model.file,
@@ -103,10 +111,25 @@ def summary(run: Run) -> Summary:
     )
 
 
+def _started(run: Run) -> str:
+    try:
+        return utc(run.started)
+    except ValueError as error:
+        raise ValueError(f"`started`: {error}") from None
+
+
 def utc(moment: str) -> str:
-    """RFC 3339 to UTC with seconds, so that text sorts as time does. Without an offset it is UTC already."""
-    when = datetime.datetime.fromisoformat(moment)
-    when = when.replace(tzinfo=datetime.UTC) if when.tzinfo is None else when.astimezone(datetime.UTC)
+    """RFC 3339 to UTC with seconds, so that text sorts as time does. Without an offset it is UTC already.
+
+    Raises ValueError for what is no time, or none that a measurement was taken at (before 1970).
+    """
+    try:
+        when = datetime.datetime.fromisoformat(moment)
+        when = when.replace(tzinfo=datetime.UTC) if when.tzinfo is None else when.astimezone(datetime.UTC)
+        if when.year < 1970:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"{moment!r} is no time; RFC 3339 is wanted, as 2026-11-22T19:05:00Z") from None
     return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -22,7 +22,7 @@ import msgspec
 from pillm.core.errors import PillmError, ResourceError, UsageError
 from pillm.core.paths import expanded
 from pillm.history.document import Run
-from pillm.history.schema import APPLICATION_ID, COLUMNS, STEPS, VERSION, Summary, summary
+from pillm.history.schema import APPLICATION_ID, COLUMNS, STEPS, VERSION, Summary, summary, utc
 
 VARIABLE = "PILLM_HISTORY"
 NAME = "history.sqlite"
@@ -79,9 +79,7 @@ def add_all(runs: Iterable[tuple[Run, bytes | None]], path: Path | None = None) 
             try:
                 columns = msgspec.structs.astuple(summary(run))
             except ValueError as error:
-                raise UsageError(
-                    f"run {run.id}: {run.started!r} is no time", "RFC 3339 is wanted, as 2026-11-22T19:05:00Z"
-                ) from error
+                raise UsageError(f"run {run.id}: {error}", "a run is a document of pi_bench") from error
             fresh += connection.execute(insert, (*columns, text)).rowcount
     return fresh
 
@@ -180,9 +178,9 @@ def _where(wanted: Wanted) -> tuple[str, list[object]]:
             # instr, since % and _ in a name mean themselves.
             terms.append((f"instr(lower({column}), lower(?)) > 0", text))
     if wanted.since is not None:
-        terms.append(("started >= ?", wanted.since))
+        terms.append(("started >= ?", _moment(wanted.since)))
     if wanted.until is not None:
-        terms.append(("started < ?", wanted.until))
+        terms.append(("started < ?", _moment(wanted.until)))
     if wanted.valid is not None:
         terms.append(("valid = ?", int(wanted.valid)))
     if wanted.shape is not None:
@@ -190,6 +188,15 @@ def _where(wanted: Wanted) -> tuple[str, list[object]]:
     if not terms:
         return "", []
     return "WHERE " + " AND ".join(term for term, _ in terms), [value for _, value in terms]
+
+
+def _moment(text: str) -> str:
+    try:
+        return utc(text)
+    except ValueError:
+        raise UsageError(
+            f"{text}: there is no such day or moment", "write it as 2026-11-22 or 2026-11-22T19:05Z"
+        ) from None
 
 
 @contextlib.contextmanager

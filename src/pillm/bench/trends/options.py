@@ -16,7 +16,7 @@ class ReportOptions(Options):
     out: Annotated[Path, OutputFile()] = Field(Path("bench.html"), description="The page")
     board: str | None = Field(None, min_length=1, description="Only boards whose name holds this text")
     model: str | None = Field(None, min_length=1, description="Only models whose name holds this text")
-    since: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}", description="Only runs from this day on (UTC)")
+    since: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}$", description="Only runs from this day on (UTC)")
     series: int = Field(
         40,
         ge=1,
