@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import msgspec
 import pytest
 
 from pillm import devices
 from pillm.core.errors import ProfileError, UsageError
 from pillm.devices import boards
+from pillm.devices.architecture import from_config
+from pillm.devices.mixture import mixed
+from pillm.devices.model import Model
 from pillm.devices.published import model, rows
 from pillm.devices.repack import repacks
-from pillm.devices.speed import fit, left_out, spreads
+from pillm.devices.speed import decode_seconds, fit, left_out, prefill_seconds, spreads
 
 SMOLLM2 = devices.ModelNumbers(
     weight_bytes=96_570_000,
@@ -265,14 +270,99 @@ def test_measured_runs_move_the_prediction_towards_the_board_and_narrow_it():
     board, subject = devices.load("pi5-8gb"), numbers(1.0)
     before = devices.predict(board, subject, depth=0)
     one = devices.predict(board, subject, depth=0, measured=[run(0.8, 1.0)])
-    three = devices.predict(board, subject, depth=0, measured=[run(0.8, size) for size in (0.6, 1.0, 2.0)])
+    runs = [run(0.8, size) for size in (0.6, 1.0, 2.0)]
+    three = devices.predict(board, subject, depth=0, measured=runs)
     assert before.decode > one.decode > three.decode
     assert three.decode == pytest.approx(0.8 * before.decode, rel=0.01)
-    assert three.prefill == pytest.approx(0.8 * before.prefill, rel=0.01)
+    # Prefill is moved by the planned model's own run alone: half of the way, as one model.
+    assert three.prefill == one.prefill == pytest.approx(0.8**0.5 * before.prefill, rel=0.01)
+    others = devices.predict(board, subject, depth=0, measured=[runs[0], runs[2]])
+    assert (others.prefill, others.prefill_low, others.prefill_high) == (
+        before.prefill,
+        before.prefill_low,
+        before.prefill_high,
+    )
+    assert others.decode < before.decode
     widths = [(item.decode_high - item.decode_low) / item.decode for item in (before, one, three)]
     assert widths[0] > widths[1] > widths[2]
     assert one.label == "predicted, from 1 model measured on this board"
     assert three.label == "predicted, from 3 models measured on this board"
+
+
+FED_BACK = {
+    "qwen2": {
+        "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "vocab_size": 151936,
+    },
+    "gemma3_text": {
+        "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262144, "sliding_window": 512,
+    },
+    "llama": {
+        "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+    "qwen3_moe": {
+        "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32,
+        "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+        "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+    },
+}  # fmt: skip
+"""Shapes of Qwen2.5-0.5B, Gemma 3 270M, Llama 3.2 1B and Qwen3-30B-A3B by their model_type."""
+
+
+def whole(name: str, quant: str) -> Model:
+    made = from_config(json.dumps({"model_type": name, "tie_word_embeddings": True, **FED_BACK[name]}), "x", name)
+    return msgspec.structs.replace(made, quant=quant, tensors=mixed(made.tensors, made.shape, quant))
+
+
+def as_measured(board: devices.Device, subject: Model, prompt: int, depth: int) -> devices.Measured:
+    """The predictor's own figures, with what a document tells of the model."""
+    types: dict[str, int] = {}
+    for tensor in subject.tensors:
+        types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
+    shape, work, known = subject.shape, subject.work, fit(board.soc_name)
+    kv = 2 * sum(shape.kv_heads) * (shape.key_length + shape.value_length)
+    return devices.Measured(
+        numbers=devices.ModelNumbers(subject.weight_bytes, work.read_bytes, kv, shape.vocabulary, shape.width, types),
+        threads=4,
+        decode_tps=1 / decode_seconds(board.soc, known, work, 4, depth=depth),
+        decode_depth=depth,
+        prefill_tps=1 / prefill_seconds(board.soc, known, work, 4, prompt=prompt),
+        prefill_tokens=prompt,
+    )
+
+
+@pytest.mark.parametrize("prompt", [128, 256, 512])
+@pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M", "Q8_0"])
+@pytest.mark.parametrize("name", ["pi5-8gb", "pi4-8gb"])
+def test_the_predictor_s_own_figures_fed_back_leave_its_predictions_where_they_were(name: str, quant: str, prompt: int):
+    board = devices.load(name)
+    subjects = [whole(kind, quant) for kind in FED_BACK]
+    runs = [as_measured(board, subject, prompt, depth=32) for subject in subjects]
+    for subject, own in zip(subjects, runs, strict=True):
+        before = devices.predict(board, subject)
+        for measured in ([own], runs):
+            after = devices.predict(board, subject, measured=measured)
+            assert after.runs == len(measured)
+            assert after.prefill == pytest.approx(before.prefill, rel=0.01)
+            assert after.decode == pytest.approx(before.decode, rel=0.01)
+
+
+def test_a_run_of_the_planned_model_moves_its_prefill():
+    board, subject = devices.load("pi5-8gb"), whole("gemma3_text", "Q4_K_M")
+    own = as_measured(board, subject, 256, depth=32)
+    faster = msgspec.structs.replace(own, prefill_tps=1.44 * (own.prefill_tps or 0))
+    before, after = devices.predict(board, subject), devices.predict(board, subject, measured=[faster])
+    assert after.prefill == pytest.approx(1.2 * before.prefill)
+
+
+def test_a_run_that_tells_nothing_of_the_planned_model_is_not_counted():
+    board = devices.load("pi5-8gb")
+    other = as_measured(board, whole("llama", "Q4_K_M"), 512, depth=0)
+    prefill_alone = msgspec.structs.replace(other, decode_tps=None)
+    found = devices.predict(board, whole("qwen2", "Q4_K_M"), measured=[prefill_alone])
+    assert (found.runs, found.label) == (0, "predicted, not measured")
 
 
 def test_many_runs_of_one_model_count_as_one_model():

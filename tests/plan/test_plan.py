@@ -13,7 +13,7 @@ import pytest
 from pillm.core.errors import PillmError, UsageError
 from pillm.core.events import Event, Log, Output, silent
 from pillm.devices.mixture import QUANTS
-from pillm.history.document import Board, Model, Run, Runtime, Speed, State
+from pillm.history.document import Board, Memory, Model, Run, Runtime, Speed, State
 from pillm.llamacpp.gguf_file import describe
 from pillm.plan.measured import figures
 from pillm.plan.options import PlanOptions
@@ -34,7 +34,7 @@ def test_a_folder_with_only_a_config_is_enough(folder: Folder):
     told = json.loads(msgspec.json.encode(result.document))
     assert told["fits"] is True
     assert told["label"] == "predicted, not measured"
-    assert (told["quant"], told["threads"], told["threads_batch"], told["ubatch"]) == ("Q4_0", 2, 4, 512)
+    assert (told["quant"], told["threads"], told["threads_batch"], told["ubatch"]) == ("Q4_0", 2, 2, 512)
     for name in ("decode_tps", "prefill_tps"):
         assert 0 < told[f"{name}_low"] < told[name] < told[f"{name}_high"]
     for name in ("memory_bytes", "weight_bytes", "kv_bytes", "compute_bytes"):
@@ -89,6 +89,17 @@ def test_a_board_that_is_far_too_small_says_that_nothing_fits(folder: Folder):
     found = plan(large, "pi4-1gb")
     assert not found.fits
     assert any("no quantization does (the smallest, Q2_K, needs" in note for note in found.notes)
+
+
+def test_the_smallest_type_is_the_one_that_weighs_least(folder: Folder):
+    """With rows of 896 weights Q2_K falls back to Q4_0 for most tensors, and Q3_K_S is smaller."""
+    model = folder(num_hidden_layers=120)
+    weighed = {quant: plan(model, "pi4-1gb", quant=quant).weight_bytes for quant in QUANTS}
+    smallest = min(weighed, key=lambda quant: weighed[quant])
+    assert smallest != QUANTS[-1]
+    found = plan(model, "pi4-1gb", quant="F16")
+    assert not found.fits
+    assert any(f"no quantization does (the smallest, {smallest}, needs" in note for note in found.notes)
 
 
 def test_a_model_that_fits_with_a_shorter_context_says_so(folder: Folder):
@@ -220,6 +231,8 @@ def bench_run(**changes: Any) -> Run:
         {"board": Board(model="Raspberry Pi 4 Model B Rev 1.4", architecture="aarch64", kernel="6")},
         {"board": Board(model=None, architecture="x86_64", kernel="6")},
         {"model": Model(file="m.gguf")},
+        {"warnings": ("other programs used 40% of the processors before the run: the figures will be too low",)},
+        {"warnings": ("a", "other programs used 20% of the processors during the run: the figures are too low")},
     ],
 )
 def test_runs_that_say_nothing_of_the_board_are_left_out(changes: dict[str, Any]):
@@ -227,6 +240,34 @@ def test_runs_that_say_nothing_of_the_board_are_left_out(changes: dict[str, Any]
 
     assert len(list(figures(load("pi5-4gb"), [bench_run()]))) == 2
     assert list(figures(load("pi5-4gb"), [bench_run(**changes)])) == []
+
+
+@pytest.mark.parametrize(
+    ("memory", "depths"),
+    [
+        (None, {64, 1088}),
+        (Memory(context=2048), {64, 1088}),
+        (Memory(context=2048, type_k="q8_0"), {64}),
+        (Memory(context=2048, type_v="q8_0"), {64}),
+    ],
+)
+def test_decoding_at_a_depth_counts_with_a_cache_in_f16_alone(memory: Memory | None, depths: set[int]):
+    from pillm.devices import load
+
+    tests = tuple(
+        Speed(what="decode", tokens=128, depth=depth, threads=2, mean_tps=5.0, stddev_tps=0.1, samples_tps=(5.0,))
+        for depth in (0, 1024)
+    )
+    found = figures(load("pi5-4gb"), [bench_run(memory=memory, speeds=tests)])
+    assert {figure.decode_depth for figure in found} == depths
+
+
+def test_a_prompt_s_length_is_carried_to_the_predictor():
+    from pillm.devices import load
+
+    short = Speed(what="prefill", tokens=128, depth=0, threads=4, mean_tps=60.0, stddev_tps=1, samples_tps=(60.0,))
+    (found,) = figures(load("pi5-4gb"), [bench_run(speeds=(short,))])
+    assert found.prefill_tokens == 128
 
 
 def test_measured_runs_of_the_history_move_the_plan(folder: Folder):

@@ -4,7 +4,9 @@
 
 Runs that were measured on a board of the same family move the figures: each model that was run gives the ratio of
 its measured to its predicted speed, the published rows count as one more model whose ratio is 1, and the prediction is
-multiplied by their geometric mean. The interval shrinks from that of the published rows towards what the runs differ
+multiplied by their geometric mean. Prefill is moved by runs of the planned model alone: what a prompt's token
+multiplies needs every tensor (which type the head has, how many heads share a key), and a run tells sums of another
+model's. The interval shrinks from that of the published rows towards what the runs differ
 by among themselves, and is never below 5 %.
 """
 
@@ -40,6 +42,7 @@ UBATCH = 512
 """Tokens that llama.cpp computes at once, its default."""
 
 _LEAST_SPREAD = 0.05
+_Key = tuple[int, int]
 
 
 class ModelNumbers(msgspec.Struct, frozen=True):
@@ -67,6 +70,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     decode_depth: int = 0
     threads_batch: int | None = None
     prefill_tps: float | None = None
+    prefill_tokens: int = PROMPT
+    """Length of the prompt: a short one has less attention to compute."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,21 +142,23 @@ def predict(
         )  # fmt: skip
     decode_spread, prefill_spread = spreads(device.soc_name, soc)
     note, extrapolated = _beyond(device, work)
+    decode_ratios = _decode_ratios(device, known, model, work, measured)
+    prefill_ratios = _prefill_ratios(device, known, model, work, measured)
     decode = _speed(
         1 / decode_seconds(soc, known, work, threads, depth=depth, kv_bits=kv_bits(kv_type)),
         decode_spread,
-        _ratios(device, known, measured, "decode"),
+        list(decode_ratios.values()),
         halved=note.startswith("smaller"),
     )
     prefill = _speed(
         1 / prefill_seconds(soc, known, work, batch_threads, prompt=min(PROMPT, context or PROMPT)),
         prefill_spread if _has_rows(device, work) else max(prefill_spread, soc.spread),
-        _ratios(device, known, measured, "prefill"),
+        list(prefill_ratios.values()),
         halved=False,
     )
     free = device.room_bytes - taken.needed_bytes
     errors = [e for e in left_out(device.soc_name) if not e.row.unexplained] if device.soc_name else []
-    runs = len(_models(measured))
+    runs = len(decode_ratios.keys() | prefill_ratios.keys())
     return Prediction(
         device=device.name,
         family=device.family,
@@ -195,31 +202,42 @@ def _speed(tps: float, spread: float, ratios: Sequence[float], *, halved: bool) 
     return Speed(tps, tps / (1 + spread), tps * (1 + spread))
 
 
-def _ratios(device: Device, known: Fit, measured: Sequence[Measured], what: str) -> list[float]:
-    """Measured over predicted speed, once a model (the geometric mean of its runs)."""
-    ratios = []
-    for runs in _models(measured).values():
-        logs = []
-        for run in runs:
-            work = _rough(run.numbers)
-            if what == "decode" and run.decode_tps and run.threads:
-                threads = min(run.threads, device.cores)
-                seconds = decode_seconds(device.soc, known, work, threads, depth=run.decode_depth)
-                logs.append(math.log(run.decode_tps * seconds))
-            elif what == "prefill" and run.prefill_tps and (count := run.threads_batch or run.threads):
-                seconds = prefill_seconds(device.soc, known, work, min(count, device.cores))
-                logs.append(math.log(run.prefill_tps * seconds))
-        if logs:
-            ratios.append(math.exp(statistics.mean(logs)))
-    return ratios
-
-
-def _models(measured: Sequence[Measured]) -> dict[tuple[int, int], list[Measured]]:
-    """Runs by model: what it reads and what it weighs tell models apart."""
-    found: dict[tuple[int, int], list[Measured]] = {}
+def _decode_ratios(
+    device: Device, known: Fit, model: Model | ModelNumbers, work: Work, measured: Sequence[Measured]
+) -> dict[_Key, float]:
+    """Measured over predicted speed by model (the geometric mean of its runs)."""
+    logs: dict[_Key, list[float]] = {}
     for run in measured:
-        found.setdefault((run.numbers.read_bytes, run.numbers.weight_bytes), []).append(run)
-    return found
+        if run.decode_tps and run.threads:
+            its = work if _same(run.numbers, model, work) else _rough(run.numbers)
+            threads = min(run.threads, device.cores)
+            seconds = decode_seconds(device.soc, known, its, threads, depth=run.decode_depth)
+            logs.setdefault(_key(run), []).append(math.log(run.decode_tps * seconds))
+    return {key: math.exp(statistics.mean(found)) for key, found in logs.items()}
+
+
+def _prefill_ratios(
+    device: Device, known: Fit, model: Model | ModelNumbers, work: Work, measured: Sequence[Measured]
+) -> dict[_Key, float]:
+    """The same for prefill. Other models' runs are left out: their sums are up to 40 % off what their tensors give."""
+    logs: dict[_Key, list[float]] = {}
+    for run in measured:
+        count = run.threads_batch or run.threads
+        if run.prefill_tps and count and _same(run.numbers, model, work):
+            threads = min(count, device.cores)
+            seconds = prefill_seconds(device.soc, known, work, threads, prompt=run.prefill_tokens)
+            logs.setdefault(_key(run), []).append(math.log(run.prefill_tps * seconds))
+    return {key: math.exp(statistics.mean(found)) for key, found in logs.items()}
+
+
+def _key(run: Measured) -> _Key:
+    """What a model reads and what it weighs tell models apart."""
+    return run.numbers.read_bytes, run.numbers.weight_bytes
+
+
+def _same(numbers: ModelNumbers, model: Model | ModelNumbers, work: Work) -> bool:
+    """Whether a run was of the planned model. A share of experts may be rounded either way."""
+    return numbers.weight_bytes == model.weight_bytes and abs(numbers.read_bytes - work.read_bytes) <= 1
 
 
 def _rough(numbers: ModelNumbers) -> Work:

@@ -18,6 +18,8 @@ import msgspec
 from pillm.core.stage import read_report
 
 VERSION = 1
+_BUSY = "other programs used"
+"""How pi_bench's warnings about a busy machine begin."""
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +203,11 @@ def best(run: Run, what: Literal["prefill", "decode"]) -> Speed | None:
     """The fastest test of its kind at the smallest depth."""
     tests = [speed for speed in run.speeds if speed.what == what]
     return max(tests, key=lambda speed: (-speed.depth, speed.mean_tps), default=None)
+
+
+def busy(run: Run) -> str:
+    """What the run says of other programs at work, before or during it; empty where it had the machine to itself."""
+    return next((warning for warning in run.warnings if warning.startswith(_BUSY)), "")
 
 
 def load(path: Path) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pillm.devices import Device, Measured, ModelNumbers
-from pillm.history.document import Run
+from pillm.history.document import Run, busy
 
 
 def measured(device: Device) -> tuple[Measured, ...]:
@@ -17,10 +17,10 @@ def measured(device: Device) -> tuple[Measured, ...]:
 
 
 def figures(device: Device, runs: Iterable[Run]) -> Iterator[Measured]:
-    """The figures of the runs that count: throttled, swapped, emulated and other boards' runs are left out."""
+    """The figures of the runs that count: throttled, swapped, disturbed, emulated and other boards' runs are left out."""
     for run in runs:
         model = run.model
-        if not run.valid or run.emulated or not device.is_board(run.board.model or ""):
+        if not run.valid or run.emulated or busy(run) or not device.is_board(run.board.model or ""):
             continue
         if not model.weight_bytes or not model.read_bytes:
             continue
@@ -34,6 +34,9 @@ def figures(device: Device, runs: Iterable[Run]) -> Iterator[Measured]:
         )
         for speed in run.speeds:
             if speed.what == "decode":
+                # The cache is predicted as f16; a smaller one is read faster, and at depth 0 next to nothing is read.
+                if speed.depth and not _f16(run):
+                    continue
                 yield Measured(
                     numbers=numbers,
                     threads=speed.threads,
@@ -41,4 +44,14 @@ def figures(device: Device, runs: Iterable[Run]) -> Iterator[Measured]:
                     decode_depth=speed.depth + speed.tokens // 2,
                 )
             elif speed.depth == 0:
-                yield Measured(numbers=numbers, threads_batch=speed.threads, prefill_tps=speed.mean_tps)
+                yield Measured(
+                    numbers=numbers,
+                    threads_batch=speed.threads,
+                    prefill_tps=speed.mean_tps,
+                    prefill_tokens=speed.tokens,
+                )
+
+
+def _f16(run: Run) -> bool:
+    """Whether keys and values were cached in f16, the default, as far as the run tells."""
+    return run.memory is None or (run.memory.type_k, run.memory.type_v) == ("f16", "f16")

@@ -162,7 +162,9 @@ def _too_small(device: Device, found: Source, context: int, options: PlanOptions
             if item.fits:
                 largest = next(q for q in QUANTS if _best(device, _as(model, q), context, options, runs).fits)
                 return f"it does not fit: {room}; the largest quantization that does is {largest}"
-    smallest = model if found.fixed else _as(model, QUANTS[-1])
+    # Rows that are no multiple of 256 make some types with fewer bits larger than others.
+    made = [model] if found.fixed else [_as(model, quant) for quant in QUANTS]
+    smallest = min(made, key=lambda item: item.weight_bytes)
     shorter = context // 2
     while shorter >= 256:
         item = _best(device, smallest, shorter, options, runs)
