@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from pi_bench_program import script
 
 from pillm.bench.options import BenchOptions
 from pillm.bench.run import run
@@ -116,6 +117,29 @@ def test_on_a_full_disk_the_run_is_in_the_history_all_the_same(tools, smollm2_gg
     assert "it is in the history" in caught.value.hint
     assert len(list(store.runs())) == 1
     assert list(out.iterdir()) == []
+
+
+def test_a_run_that_nothing_could_keep_is_printed(small_disk, tmp_path, monkeypatch, own_history):
+    """llama-bench is a stand-in that is done at once."""
+    from pillm.bench import run as room
+    from pillm.bench.pi_bench import _sample_gguf
+    from pillm.llamacpp.install import LlamaCpp
+
+    line = '{"n_prompt": 16, "n_gen": 0, "n_threads": 1, "avg_ts": 5.5, "stddev_ts": 0.1, "samples_ts": [5.5]}'
+    script(tmp_path / "llama-bench", f"#!/bin/sh\necho '{line}'\n")
+    monkeypatch.setattr(room, "ensure", lambda emit: LlamaCpp(tmp_path, tmp_path, "0.5.0"))
+    own_history.write_bytes(b"this is no database" * 100)
+    model = tmp_path / "model.gguf"
+    model.write_bytes(_sample_gguf())
+    out = small_disk / "out"
+    out.mkdir()
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    events: list[object] = []
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
+        run(options(model, out, measure=("speed",), threads=(1,)), events.append)
+    assert "its document is what was printed" in caught.value.hint
+    (printed,) = [json.loads(event.line) for event in events if isinstance(event, Output)]
+    assert printed["speeds"][0]["mean_tps"] == 5.5
 
 
 def test_nothing_to_measure_is_a_usage_error(tmp_path):

@@ -6,11 +6,16 @@ There is no board here: its files and its `vcgencmd` are stand-ins with what a P
 from __future__ import annotations
 
 import ast
+import math
 import shutil
 import struct
 import subprocess
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from pi_bench_program import script
 
@@ -18,6 +23,7 @@ from pillm.bench import pi_bench
 from pillm.bench.pi_bench import Refused, Unknown
 from pillm.bench.program import PATH
 from pillm.core.events import silent
+from pillm.history.document import Model
 from pillm.llamacpp.gguf_file import describe
 
 
@@ -117,6 +123,57 @@ def test_a_damaged_header_is_refused(tmp_path):
         damaged[place] = value
         with pytest.raises(Refused, match=r"sample\.gguf"):
             pi_bench.read_header(Path("sample.gguf"), bytes(damaged), len(damaged))
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def gguf(values: dict[str, bytes], shape: tuple[int, ...] = (32, 4)) -> bytes:
+    """A file of these metadata (kind and value as bytes) and one Q8_0 tensor of keys."""
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, len(values))
+    for name, value in values.items():
+        header += text(name) + value
+    header += text("blk.0.attn_k.weight") + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 8, 0)
+    return header + b"\0" * (-len(header) % 32) + b"\1" * (4 * 34)
+
+
+LLAMA = struct.pack("<I", 8) + text("llama")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        gguf({"general.alignment": struct.pack("<I", 8) + text("x")}),
+        gguf({}, ()),
+        gguf({}, (32,)),
+        gguf({"a": struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000}),
+        gguf({"general.architecture": LLAMA, "llama.attention.head_count": struct.pack("<If", 6, math.inf)}),
+        gguf({"general.architecture": LLAMA, "llama.attention.head_count": struct.pack("<If", 6, math.nan)}),
+    ],
+    ids=["alignment", "0 dimensions", "1 dimension", "nested arrays", "inf heads", "nan heads"],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, data):
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(data)
+    with pytest.raises(Refused, match=r"odd\.gguf: the file is cut off or damaged"):
+        pi_bench.model_of(path, {}, pi_bench.Screen("none"))
+
+
+def test_a_name_that_is_a_number_is_no_name(tmp_path):
+    number = struct.pack("<II", 4, 7)
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(gguf({"general.name": number, "general.architecture": number, "tokenizer.ggml.tokens": LLAMA}))
+    absent: dict[str, str] = {}
+    found = pi_bench.model_of(path, absent, pi_bench.Screen("none"))
+    assert (found["name"], found["architecture"], found["vocabulary"]) == (None, None, 0)
+    assert {"model.name", "model.architecture"} <= set(absent)
+    msgspec.convert(found, Model)
+
+
+def test_an_embedding_for_each_layer_is_only_looked_up():
+    gemma = made({"per_layer_token_embd.weight": (4, 10), "token_embd.weight": (4, 5)})
+    assert (gemma["weight_bytes"], gemma["read_bytes"]) == (120, 40)
 
 
 # --- The board
@@ -248,9 +305,62 @@ def test_a_vcgencmd_that_fails_is_a_reason(root, says, reason):
     assert reason in absent["during.throttled"]
 
 
-def test_the_kernel_s_file_is_asked_before_vcgencmd(root):
+def test_vcgencmd_is_asked_before_the_kernel_s_file_which_may_be_old(root, monkeypatch):
     put(root, "sys/devices/platform/soc/soc:firmware/get_throttled", "50000\n")
     assert pi_bench._throttled() == 0x50000
+    script(root / "bin/vcgencmd", VCGENCMD)
+    monkeypatch.setenv("THROTTLED", "0x4")
+    assert pi_bench._throttled() == 0x4
+
+
+def test_a_long_run_keeps_few_states_and_all_throttling(root, monkeypatch):
+    """Time is cut short, and the firmware tells each bit once, at one look only."""
+    looks = 0
+    at = {3: 0x10000, 150: 0x20000, 201: 0x1, 230: 0x80000}
+    ended = threading.Event()
+
+    def throttled() -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 231:
+            ended.set()
+        return at.get(looks, 0)
+
+    monkeypatch.setattr(pi_bench, "SAMPLE_S", 0.001)
+    monkeypatch.setattr(pi_bench, "_throttled", throttled)
+    found: list[dict[str, Any]] = []
+    with pi_bench.sampling({}, 0.0, found):
+        assert ended.wait(60)
+    assert len(found) < 200
+    seen = 0
+    for moment in found:
+        seen |= moment["throttled"]
+    assert seen == 0xB0001
+
+
+def test_what_was_seen_after_the_last_state_is_in_it(monkeypatch):
+    """Each look from the 202nd on tells a bit; the run ends before the next state is kept."""
+    looks = 0
+    ended = threading.Event()
+
+    def throttled() -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 201:
+            ended.set()
+            # The run ends during this look.
+            time.sleep(0.2)
+            return 0x4
+        return 0
+
+    monkeypatch.setattr(pi_bench, "SAMPLE_S", 0.001)
+    monkeypatch.setattr(pi_bench, "_throttled", throttled)
+    monkeypatch.setattr(pi_bench, "state", lambda absent, moment, began: {"throttled": pi_bench._throttled()})
+    found: list[dict[str, Any]] = []
+    with pi_bench.sampling({}, 0.0, found):
+        assert ended.wait(60)
+    assert len(found) == 100
+    assert found[-1]["throttled"] == 0x4
 
 
 def test_a_board_without_pmic_has_no_power(root):
@@ -263,6 +373,14 @@ def test_features_are_those_of_the_process_and_not_of_cpuinfo():
     a76 = struct.pack("=QQQQ", 16, 0b1111_1111 | 1 << 9 | 1 << 10 | 1 << 20, 26, 0)
     assert "asimddp" not in pi_bench.features_of(a72)
     assert {"asimddp", "fphp", "asimdhp"} <= set(pi_bench.features_of(a76))
+
+
+def test_a_32_bit_process_is_told_other_bits():
+    # Linux, arch/arm/include/uapi/asm/hwcap.h: a Cortex-A76 in 32 bits has NEON, FPHP, ASIMDHP and ASIMDDP.
+    a76 = struct.pack("=IIII", 16, 1 << 12 | 1 << 22 | 1 << 23 | 1 << 24, 26, 0b11111)
+    assert pi_bench.features_of(a76, 4) == ["neon", "fphp", "asimdhp", "asimddp"]
+    a72 = struct.pack("=IIII", 16, 1 << 1 | 1 << 9 | 1 << 12 | 1 << 20, 26, 0b11111)
+    assert pi_bench.features_of(a72, 4) == ["neon"]
 
 
 def test_arm_programs_on_another_processor_are_emulated(root, monkeypatch):
@@ -320,8 +438,15 @@ def test_throttling_before_the_run_is_only_a_warning():
     invalid, warnings, _ = pi_bench.verdict(moment(0x50000), [moment(0x50000)], moment(0x50000))
     assert invalid == []
     assert warnings == [
-        "since the board started, but before this run: under-voltage has occurred, throttling has occurred"
+        "since the board started, but before this run: under-voltage has occurred, throttling has occurred; "
+        "a further event of that kind during the run, between two looks, could not be seen"
     ]
+
+
+def test_a_bit_that_was_cleared_and_came_again_is_of_this_run():
+    invalid, warnings, _ = pi_bench.verdict(moment(0x10000), [moment(0), moment(0x10000)], moment(0x10000))
+    assert invalid == ["under-voltage has occurred during the run"]
+    assert warnings == []
 
 
 def test_a_run_that_swapped_is_invalid_and_a_few_pages_are_a_warning():

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
 from pi_bench_program import SHORT, document, script
 
 from pillm.bench import pi_bench as program
 from pillm.bench.program import PATH
+from pillm.history.document import Run
 
 # Takes connections and never answers; nor does it tell its version.
 SILENT = """
@@ -175,6 +177,27 @@ def test_a_full_disk_costs_no_document(disk, quick, smollm2_gguf, pi_bench, requ
     assert document(done)["speeds"][0]["mean_tps"] == 5.5
     if disk == "small disk":
         assert [file.name for file in small.iterdir()] == ["filler"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_file_name_that_is_not_utf_8_costs_no_document(quick, tmp_path, pi_bench, kept):
+    model = tmp_path / os.fsdecode(b"m\xff.gguf")
+    model.write_bytes(program._sample_gguf())
+    # The tools' folder is in the document, too.
+    odd = quick.rename(tmp_path / os.fsdecode(b"tools\xff"))
+    script(odd / "llama-server", "#!/bin/sh\nexit 3\n")
+    out, table = tmp_path / "run.json", tmp_path / "run.csv"
+    words = [f"--out={out}", f"--csv={table}"] if kept else ["--json"]
+    done = subprocess.run(
+        [sys.executable, PATH, "--model", model, "--llama-bin", odd, *SHORT, "--measure=speed", *words],
+        capture_output=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = msgspec.json.decode(out.read_bytes() if kept else done.stdout, type=Run)
+    assert told.model.file == "m?.gguf"
+    assert told.runtime.path == str(tmp_path / "tools?")
+    if kept:
+        assert "m?.gguf" in table.read_text()
 
 
 @pytest.mark.model

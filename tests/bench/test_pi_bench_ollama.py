@@ -6,6 +6,7 @@ What it answers was written down from ollama's API documentation; that a real ol
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import msgspec
 import pytest
 from pi_bench_program import SHORT, document
 
+from pillm.bench import pi_bench as pi_bench_parts
 from pillm.history.document import Run
 
 
@@ -149,6 +151,37 @@ def test_no_prompt_begins_like_an_earlier_one_and_threads_are_asked_for(ollama, 
     assert len(set(beginnings)) == len(beginnings) == 2 * 2 * 3
     assert {body["options"]["num_thread"] for body in prompts} == {1, 2}
     assert all(body["raw"] and body["options"]["num_ctx"] == 128 for body in prompts)
+
+
+def test_the_context_holds_the_deepest_prompt_and_its_answer(ollama, pi_bench):
+    # 128 + 512 tokens and what else has to fit; the context asked for is 128.
+    done = pi_bench(*words(ollama), "--depth=0,512", "--prompt-tokens=16", "--gen-tokens=128", "--measure=speed")
+    assert done.returncode == 0, done.stderr
+    contexts = {body["options"]["num_ctx"] for path, body in ollama.asked if path == "/api/generate"}
+    assert contexts == {512 + 16 + 128 + 16}
+
+
+def test_a_model_file_that_cannot_be_looked_at_is_a_reason(ollama, pi_bench):
+    # The tests may run as root, to whom no folder is closed: a name that is too long is refused in the same place.
+    ollama.modelfile = f"FROM /{'x' * 300}\n"
+    done = pi_bench(*words(ollama), "--measure=load")
+    assert done.returncode == 0, done.stderr
+    assert "cannot be read here" in document(done)["absent"]["model.sha256"]
+
+
+def test_a_closed_folder_of_ollama_s_is_a_reason(ollama, monkeypatch):
+    """The refusal is put in by hand, for the same reason."""
+
+    def denied(*words: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", denied)
+    port = ollama.server_address[1]
+    absent: dict[str, str] = {}
+    pi_bench_parts.ollama_model(
+        pi_bench_parts.Ollama("127.0.0.1", port, "m"), absent, pi_bench_parts.Screen("none"), 10
+    )
+    assert "cannot be read here" in absent["model.sha256"]
 
 
 @pytest.mark.model

@@ -25,7 +25,7 @@ from pillm.bench.remote import measure
 from pillm.bench.run import run
 from pillm.core.artifacts import sha256_file
 from pillm.core.errors import MissingError, NetworkError, PillmError, ResourceError
-from pillm.core.events import Log, Progress, silent
+from pillm.core.events import Log, Output, Progress, silent
 from pillm.history import store
 from pillm.history.document import load
 
@@ -193,7 +193,7 @@ def test_every_shell_character_of_a_name_is_only_a_name(board, small_model):
     odd = small_model.with_name('it\'s; touch x `touch x` $(touch x) "é".gguf')
     small_model.rename(odd)
     folder, _ = slow_tools(board, 0)
-    told = json.loads(measure(board.options(odd, host_llama=folder, measure=("speed",)), silent))
+    told = json.loads(measure(board.options(odd, host_llama=folder, measure=("speed",)), silent)[0])
     assert told["model"]["file"] == odd.name
     assert not list(board.home.rglob("x"))
 
@@ -310,7 +310,7 @@ def test_a_copy_that_is_cut_off_goes_on_where_it_was(board, smollm2_gguf):
     had = part.stat().st_size
     assert 0 < had < smollm2_gguf.stat().st_size
     events: list[object] = []
-    told = json.loads(measure(options, events.append))
+    told = json.loads(measure(options, events.append)[0])
     assert told["model"]["sha256"] == sha256_file(smollm2_gguf)
     assert any("are on board already; going on from there" in line for line in logs(events))
     first = next(event for event in events if isinstance(event, Progress) and event.label.startswith("copy"))
@@ -352,11 +352,70 @@ def test_a_run_whose_connection_broke_is_brought_home_and_not_repeated(board, sm
         until(lambda: list((board.cache / "runs").glob("*.json")), 120)
         until(lambda: not board.running(), 60)
     events: list[object] = []
-    told = json.loads(measure(options, events.append))
+    document, forget = measure(options, events.append)
+    told = json.loads(document)
     assert told["speeds"][0]["mean_tps"] == 5.5
     assert count.read_text() == "x\n"
-    assert any("had ended there when the connection broke" in line for line in logs(events))
+    (old,) = [event for event in events if isinstance(event, Log) and "had ended there when the conn" in event.message]
+    assert old.level == "warning"
+    assert f"its figures are of {told['started']}" in old.message
     assert any("is still going there" in line for line in logs(events)) != ended
+    forget()
+    assert list((board.cache / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("changed", ["nothing", "tool", "library", "program"])
+def test_a_run_that_was_left_there_is_fetched_only_while_the_same_would_run(
+    board, small_model, changed, monkeypatch, tmp_path
+):
+    import pillm.bench.remote as room
+
+    folder, count = slow_tools(board, 0)
+    options = board.options(small_model, host_llama=folder, measure=("speed",))
+    first = json.loads(measure(options, silent)[0])["id"]
+    if changed == "tool":
+        os.utime(Path(folder) / "llama-bench", (1, 1))
+    elif changed == "library":
+        (Path(folder) / "libggml-cpu.so").write_bytes(b"x")
+    elif changed == "program":
+        newer = tmp_path / "newer.py"
+        newer.write_bytes(room.PATH.read_bytes() + b"# newer\n")
+        monkeypatch.setattr(room, "PATH", newer)
+    second = json.loads(measure(options, silent)[0])["id"]
+    assert (second == first) == (changed == "nothing")
+    assert count.read_text() == ("x\n" if changed == "nothing" else "x\nx\n")
+
+
+def test_tools_on_path_are_told_from_newer_ones(board, small_model):
+    folder, count = slow_tools(board, 0)
+    board.set(path=f"{folder}:{os.environ['PATH']}")
+    options = board.options(small_model, measure=("speed",))
+    for _ in range(2):
+        measure(options, silent)
+    assert count.read_text() == "x\n"
+    os.utime(Path(folder) / "llama-bench", (1, 1))
+    measure(options, silent)
+    assert count.read_text() == "x\nx\n"
+
+
+def test_a_run_that_finds_no_room_here_stays_there_and_is_fetched(board, small_model, small_disk):
+    folder, count = slow_tools(board, 0)
+    out = small_disk / "out"
+    out.mkdir()
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    options = board.options(small_model, host_llama=folder, measure=("speed",), out=out, history=False)
+    events: list[object] = []
+    with pytest.raises(ResourceError, match="the disk is full") as caught:
+        run(options, events.append)
+    assert "the same command fetches it from board" in caught.value.hint
+    (printed,) = [json.loads(event.line) for event in events if isinstance(event, Output)]
+    assert printed["speeds"][0]["mean_tps"] == 5.5
+    assert [file.suffix for file in (board.cache / "runs").iterdir()].count(".json") == 1
+    filler.unlink()
+    told = load(run(options, silent).outputs["report"])
+    assert told.id == printed["id"]
+    assert count.read_text() == "x\n"
     assert list((board.cache / "runs").iterdir()) == []
 
 
@@ -380,7 +439,7 @@ def test_a_document_that_finds_no_room_there_comes_home_all_the_same(board, smal
     text = f"#!/bin/sh\ndd if=/dev/zero of={small_disk}/filler bs=4096 2>/dev/null\necho '{LINE}'\n"
     folder = script(board.folder / "tools" / "llama-bench", text).parent
     events: list[object] = []
-    told = json.loads(measure(board.options(small_model, host_llama=str(folder), measure=("speed",)), events.append))
+    told = json.loads(measure(board.options(small_model, host_llama=str(folder), measure=("speed",)), events.append)[0])
     assert told["speeds"][0]["mean_tps"] == 5.5
     assert any("the disk is full" in line for line in logs(events))
 

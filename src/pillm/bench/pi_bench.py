@@ -149,6 +149,8 @@ _PARTS = {
 # Linux, arch/arm64/include/uapi/asm/hwcap.h: those that llama.cpp's CPU backends ask for, and their neighbours.
 _HWCAP = {0: "fp", 1: "asimd", 3: "aes", 8: "atomics", 9: "fphp", 10: "asimdhp", 20: "asimddp", 22: "sve"}
 _HWCAP2 = {1: "sve2", 13: "i8mm", 14: "bf16", 23: "sme"}
+# Linux, arch/arm/include/uapi/asm/hwcap.h: what a 32-bit process is told, on a 64-bit kernel too.
+_HWCAP_32 = {12: "neon", 22: "fphp", 23: "asimdhp", 24: "asimddp"}
 _X86 = re.compile(r"sse3|ssse3|sse4_[12]|avx\w*|fma|f16c|bmi2|amx\w*|pni")
 _AT_HWCAP, _AT_HWCAP2 = 16, 26
 
@@ -164,10 +166,13 @@ def cores() -> int:
 
 
 def features_of(auxv: bytes, words: int = 8) -> list[str]:
-    """What the kernel tells a process of its arm64 core (AT_HWCAP, AT_HWCAP2); `words` is the size of a long."""
+    """What the kernel tells a process of its Arm core (AT_HWCAP, AT_HWCAP2); `words` is the size of a long."""
     pair = struct.Struct("=QQ" if words == 8 else "=II")
     values = dict(pair.iter_unpack(auxv[: len(auxv) // pair.size * pair.size]))
-    found = [name for bit, name in _HWCAP.items() if values.get(_AT_HWCAP, 0) >> bit & 1]
+    known = _HWCAP if words == 8 else _HWCAP_32
+    found = [name for bit, name in known.items() if values.get(_AT_HWCAP, 0) >> bit & 1]
+    if words != 8:
+        return found
     return found + [name for bit, name in _HWCAP2.items() if values.get(_AT_HWCAP2, 0) >> bit & 1]
 
 
@@ -307,9 +312,12 @@ def throttled_bits(said: str) -> int:
 
 def _throttled() -> int:
     try:
-        return int(read_text(_GET_THROTTLED), 16)
-    except (OSError, ValueError):
         return throttled_bits(vcgencmd("get_throttled"))
+    except (Unknown, ValueError):
+        # The kernel's file has what a driver was told when it asked last, if one asks at all.
+        with contextlib.suppress(OSError, ValueError):
+            return int(read_text(_GET_THROTTLED), 16)
+        raise
 
 
 def pmic_watts(said: str) -> float:
@@ -386,16 +394,35 @@ def state(absent: dict[str, str], moment: str, began: float) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def sampling(absent: dict[str, str], began: float, found: list[dict[str, Any]]) -> Iterator[None]:
-    """Add a state to `found` every few seconds; of a long run, ever fewer, so that the document stays small."""
+    """Add a state to `found` every few seconds; of a long run, ever fewer, so that the document stays small.
+
+    Throttling is looked at all the same: what was seen between two states is in the next one (at the end, in the last).
+    """
     stop = threading.Event()
 
+    def add(moment: dict[str, Any], bits: int | None) -> None:
+        if bits is not None:
+            moment["throttled"] = (moment["throttled"] or 0) | bits
+
     def watch() -> None:
-        pause = SAMPLE_S
-        while not stop.wait(pause):
+        looks, every = 0, 1
+        between: int | None = None
+        while not stop.wait(SAMPLE_S):
+            looks += 1
+            if looks % every:
+                if (bits := tell({}, "", _throttled)) is not None:
+                    between = (between or 0) | bits
+                continue
             found.append(state(absent, "during", began))
+            add(found[-1], between)
+            between = None
             if len(found) >= 200:
+                for dropped, kept in zip(found[::2], found[1::2]):  # noqa: B905  Python 3.9 has no strict
+                    add(kept, dropped["throttled"])
                 del found[::2]
-                pause *= 2
+                every *= 2
+        if found:
+            add(found[-1], between)
 
     thread = threading.Thread(target=watch, name="state", daemon=True)
     thread.start()
@@ -436,12 +463,17 @@ def verdict(before: dict[str, Any], during: list[dict[str, Any]], after: dict[st
     for value in bits:
         seen |= value
     now = seen & _NOW
-    # The upper bits stay set since the board started, so only what is new was in this run.
-    fresh = seen & ~bits[0] & _EVER if bits else 0
+    # The upper bits stay set since the board started (or until a driver clears them): only what is new was in this run.
+    fresh = 0
+    for place, value in enumerate(bits[1:]):
+        fresh |= value & ~bits[place] & _EVER
     invalid += [f"{words} (seen during the run)" for words in throttling_words(now)]
     invalid += [f"{words} during the run" for words in throttling_words(fresh & ~(now << 16))]
     if earlier := throttling_words(seen & _EVER & ~fresh & ~(now << 16)):
-        warnings.append(f"since the board started, but before this run: {', '.join(earlier)}")
+        warnings.append(
+            f"since the board started, but before this run: {', '.join(earlier)}; "
+            "a further event of that kind during the run, between two looks, could not be seen"
+        )
     if before["swapped_pages"] is not None and after["swapped_pages"] is not None:
         pages = after["swapped_pages"] - before["swapped_pages"]
         if pages > SWAP_PAGES_ALLOWED:
@@ -569,19 +601,26 @@ def read_header(path: Path, data: Any, size: int) -> tuple[dict[str, Any], list[
 def facts(metadata: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]:
     """The part of `Model` that the header tells.
 
-    A token reads all tensors but an input embedding that is not the output head too, and of a mixture's experts
+    A token reads all tensors but embeddings that are only looked up (an input embedding that is not the output head too), and of a mixture's experts
     those that are used. The cache is as wide as the key and value projections of every layer.
     """
     architecture = metadata.get("general.architecture")
+    tokens = metadata.get("tokenizer.ggml.tokens", 0)
 
     def number(key: str) -> int:
         value = metadata.get(f"{architecture}.{key}", 0)
         return int(value) if isinstance(value, (int, float)) else 0
 
+    def text(key: str) -> str | None:
+        value = metadata.get(key)
+        return value if isinstance(value, str) else None
+
     sizes = {tensor.name: tensor.bytes for tensor in tensors}
     total = sum(sizes.values())
     unread = sizes.get("token_embd.weight", 0) if "output.weight" in sizes else 0
     experts, used = number("expert_count"), number("expert_used_count")
+    # Gemma 3n's second embedding is looked up, too: a row of it for a token.
+    unread += sizes.get("per_layer_token_embd.weight", 0)
     if experts:
         unread += sum(size for name, size in sizes.items() if "_exps." in name) * (experts - used) // experts
     wide = sum(tensor.shape[1] for tensor in tensors if tensor.name.endswith((".attn_k.weight", ".attn_v.weight")))
@@ -592,15 +631,15 @@ def facts(metadata: dict[str, Any], tensors: Sequence[Tensor]) -> dict[str, Any]
     for tensor in tensors:
         types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
     return {
-        "name": metadata.get("general.name"),
-        "architecture": architecture,
+        "name": text("general.name"),
+        "architecture": text("general.architecture"),
         "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "types": dict(sorted(types.items(), key=lambda item: -item[1])),
         "weight_bytes": total,
         "read_bytes": total - unread,
         "kv_bytes_per_token": 2 * wide
         or number("block_count") * (number("attention.head_count_kv") or heads) * length * 2,
-        "vocabulary": metadata.get("tokenizer.ggml.tokens", 0),
+        "vocabulary": tokens if type(tokens) is int else 0,
         "width": width,
     }
 
@@ -624,14 +663,18 @@ def model_of(path: Path, absent: dict[str, str], screen: Screen, *, hashed: bool
             if size == 0:
                 raise Refused(EXIT_USAGE, f"{path}: not a GGUF file (it is empty); give the path of a .gguf model")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                found = facts(*read_header(path, data, size))
+                try:
+                    found = facts(*read_header(path, data, size))
+                except (TypeError, ValueError, LookupError, ArithmeticError, RecursionError, struct.error) as error:
+                    # Values of another kind than their names promise.
+                    raise Cursor(path, data, size).cut(f"its header makes no sense: {error}") from None
         digest = sha256_of(path, screen) if hashed else None
     except OSError as error:
         raise Refused(EXIT_USAGE, f"{path}: cannot be read ({error.strerror}); check the path") from None
     for name in ("name", "architecture"):
         if found[name] is None:
-            absent[f"model.{name}"] = f"the file's metadata has no general.{name}"
-    return {"file": path.name, "bytes": size, "sha256": digest, **found}
+            absent[f"model.{name}"] = f"the file's metadata has no text general.{name}"
+    return {"file": path.name.encode("utf-8", "replace").decode(), "bytes": size, "sha256": digest, **found}
 
 
 # --- Child processes ------------------------------------------------------------------------------------------------
@@ -1285,7 +1328,9 @@ def ollama_model(server: Ollama, absent: dict[str, str], screen: Screen, limit: 
     except (Unknown, ValueError) as error:
         raise Refused(EXIT_NETWORK, f"{error}; is ollama running, and was {server.model} pulled?") from None
     match = re.search(r"^FROM (/.+)$", shown.get("modelfile", ""), re.MULTILINE)
-    if match and (blob := Path(match[1])).is_file():
+    # Not Path.is_file: it raises where a folder on the way is closed to this user, as ollama's is.
+    if match and os.path.isfile(match[1]):  # noqa: PTH113
+        blob = Path(match[1])
         try:
             found = model_of(blob, absent, screen, hashed=not blob.name.startswith("sha256-"))
             digest = found["sha256"] or blob.name.replace("sha256-", "")
@@ -1580,7 +1625,9 @@ def write_file(path: Path, text: str) -> None:
 
 def publish(document: dict[str, Any], options: argparse.Namespace) -> None:
     """Write what was asked for. Raises Refused, after the document went to stdout, if a file cannot be written."""
-    text, failed = json.dumps(document, indent=2, ensure_ascii=False) + "\n", []
+    # Names of files need not be UTF-8, and JSON must be.
+    document = json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
+    text, failed = json.dumps(document, indent=2) + "\n", []
     for path, content in ((options.out, text), (options.csv, csv_of(document))):
         if path is not None:
             try:
@@ -1801,7 +1848,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     count = cores()
     options.threads = options.threads or ([count // 2, count] if count >= 4 else [count])
     options.splits = options.splits or ([(count // 2, count), (count, count)] if count >= 4 else [(count, count)])
-    options.context = max(options.context, options.prompt_tokens + max(options.gen_tokens, 2) + 16)
+    # With ollama a prompt of its own makes the depth; llama-bench takes the context that it needs.
+    deep = max(options.depth) if options.server else 0
+    options.context = max(options.context, options.prompt_tokens + max(options.gen_tokens, 2) + deep + 16)
     return options
 
 

@@ -2,9 +2,10 @@
 
 Everything is done by the system's ssh with the user's configuration, keys and known hosts; a host key is never
 accepted by us. Whatever is cut off is gone on with by the same command: half of a model is kept and continued, and
-a run that had ended (or is still going) when the connection broke is fetched and not repeated.
+a run that had ended (or is still going) when the connection broke is fetched and not repeated, as long as the model,
+the options, pi_bench itself and the tools there are the same.
 
-On the host, below `~/.cache/pillm`: `pi_bench-HASH.py`, `models/HASH/FILE`, `runs/KEY.json` until it came home.
+On the host, below `~/.cache/pillm`: `pi_bench-HASH.py`, `models/HASH/FILE`, `runs/KEY.json` until it is kept at home.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import re
 import shlex
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -47,6 +49,13 @@ echo "free=$(df -Pk . | tail -n 1 | awk '{{ print $4 }}')"
 echo "whole=$(size {model})"
 echo "part=$(size {model}.part)"
 echo "program=$(size {program})"
+# The tools where pi_bench finds them, and the libraries beside them, by path, time and size.
+about() {{ stat -L -c '%n %Y %s' "$1"/llama-bench "$1"/llama-server "$1"/lib*.so* 2>/dev/null; }}
+said={llama}
+if [ -n "$said" ]; then set -- "$said" "$said/bin" "$said/build/bin"
+else set -- "$(dirname "$(readlink -f "$(command -v llama-bench || command -v llama-server)")")" /usr/lib/pillm* /usr/lib/pillm*/bin
+fi 2>/dev/null
+echo "tools=$(for folder; do about "$folder"; done | cksum)"
 """
 # What waits for a run that was begun earlier and lost its connection, or begins one.
 _RUN = """
@@ -57,7 +66,8 @@ if going; then
   while going; do sleep 1; done
 fi
 if [ -s runs/{key}.json ]; then
-  echo '{{"log": "this run had ended there when the connection broke", "level": "info"}}' >&2
+  started=$(awk -F '"' '$2 == "started" {{ print $4; exit }}' runs/{key}.json)
+  echo '{{"log": "this run had ended there when the connection broke: its figures are of '"$started"'", "level": "warning"}}' >&2
   exec cat runs/{key}.json
 fi
 echo $$ > runs/{key}.pid
@@ -66,17 +76,18 @@ exec python3 {program} --model {model} --sha256 {sha256} --out runs/{key}.json {
 
 
 class There(msgspec.Struct, frozen=True):
-    """What the host has; sizes in bytes."""
+    """What the host has; sizes in bytes. `tools` is a checksum that changes when llama.cpp's tools there do."""
 
     python: str
     free: int
     whole: int
     part: int
     program: int
+    tools: str
 
 
-def measure(options: BenchOptions, emit: Emit) -> bytes:
-    """The document of a run on `options.host`.
+def measure(options: BenchOptions, emit: Emit) -> tuple[bytes, Callable[[], None]]:
+    """The document of a run on `options.host`, and what deletes it there: to be called once it is kept here.
 
     Raises NetworkError (unreachable, unknown host key, refused key, connection lost), MissingError (no ssh here; no
     python3 or llama.cpp there), ResourceError (disk full there), and what pi_bench itself ends with.
@@ -94,7 +105,7 @@ def measure(options: BenchOptions, emit: Emit) -> bytes:
     words = arguments(options)
     if options.host_llama:
         words.append(f"--llama-bin={options.host_llama}")
-    key = hashlib.sha256("\n".join((sha256, *words)).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join((sha256, program, there.tools, *words)).encode()).hexdigest()[:16]
     script = _RUN.format(
         key=key, program=program, model=shlex.quote(model), sha256=sha256, words=" ".join(map(shlex.quote, words))
     )
@@ -113,9 +124,12 @@ def measure(options: BenchOptions, emit: Emit) -> bytes:
         raise type(error)(f"{options.host}: {error.message}", error.hint) from error
     if ended.code == _NOT_KEPT:
         emit(Log(f"{options.host}: {'; '.join(ended.errors)}", "warning"))
-    with contextlib.suppress(PillmError):
-        _ask(options, f'cd "$HOME/.cache/pillm" && rm -f runs/{key}.json runs/{key}.pid')
-    return document
+
+    def forget() -> None:
+        with contextlib.suppress(PillmError):
+            _ask(options, f'cd "$HOME/.cache/pillm" && rm -f runs/{key}.json runs/{key}.pid')
+
+    return document, forget
 
 
 def _command(options: BenchOptions, script: str) -> Command:
@@ -136,7 +150,9 @@ def _ask(options: BenchOptions, script: str) -> str:
 
 def _look(options: BenchOptions, folder: str, model: str, program: str) -> There:
     said: dict[str, str] = {}
-    for line in _ask(options, _LOOK.format(folder=folder, model=shlex.quote(model), program=program)).splitlines():
+    llama = shlex.quote(options.host_llama or "")
+    script = _LOOK.format(folder=folder, model=shlex.quote(model), program=program, llama=llama)
+    for line in _ask(options, script).splitlines():
         name, _, value = line.partition("=")
         said[name] = value.strip()
     python = said.get("python", "")
@@ -147,7 +163,7 @@ def _look(options: BenchOptions, folder: str, model: str, program: str) -> There
             "pi_bench needs Python 3.9 or newer there; Debian, Raspberry Pi OS: sudo apt install python3",
         )
     whole, part, sent, free = (int(said.get(name) or 0) for name in ("whole", "part", "program", "free"))
-    return There(python, free * 1024, whole, part, sent)
+    return There(python, free * 1024, whole, part, sent, said.get("tools", ""))
 
 
 def _send(options: BenchOptions, file: Path, name: str, begin: int, there: There, emit: Emit) -> None:

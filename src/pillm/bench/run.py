@@ -36,14 +36,17 @@ def run(options: BenchOptions, emit: Emit) -> Result:
     if options.host:
         from pillm.bench.remote import measure
 
-        document = measure(options, emit)
+        document, forget = measure(options, emit)
     else:
+        forget = _nothing
         tools = ensure(emit)
         argv = (sys.executable, str(PATH), "--model", str(options.model), "--llama-bin", str(tools.bin))
         document = document_of(follow(Command((*argv, *arguments(options))), emit))
     try:
         told = msgspec.json.decode(document, type=Run)
     except msgspec.MsgspecError as error:
+        emit(Output(document.decode("utf-8", "replace").rstrip()))
+        forget()
         raise PillmError(
             f"pi_bench gave no document that can be read: {error}", "update pillm here and there"
         ) from error
@@ -54,10 +57,19 @@ def run(options: BenchOptions, emit: Emit) -> Result:
     try:
         with writing(options.out):
             write_atomic(path, document)
-    except PillmError as error:
+    except (PillmError, OSError) as error:
         if kept:
-            error.hint += "; the run itself is not lost: it is in the history (pillm bench history)"
+            forget()
+            where = "it is in the history (pillm bench history)"
+        else:
+            emit(Output(document.decode("utf-8", "replace").rstrip()))
+            where = "its document is what was printed"
+            where += f", and the same command fetches it from {options.host}" if options.host else ""
+        if isinstance(error, PillmError):
+            error.hint += f"; the run itself is not lost: {where}"
         raise
+    # A host's own copy goes last: until here it was the only one that is on a disk.
+    forget()
     emit(Made("report", artifact_of(path)))
     for line in table_of(json.loads(document)).splitlines():
         emit(Output(line))
@@ -73,6 +85,10 @@ def run(options: BenchOptions, emit: Emit) -> Result:
         ]
         raise GateError(f"failed: {', '.join(words)}", f"everything that was measured is in {path}")
     return Result({"report": path}, _metrics(told))
+
+
+def _nothing() -> None:
+    """What there is to delete elsewhere after a run on this machine."""
 
 
 def _keep(told: Run, emit: Emit) -> bool:
