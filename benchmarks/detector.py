@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import msgspec
 
+from pillm.bench.compare.baseline import NEW
 from pillm.bench.compare.detector import Judgement, Verdict, drift, follow, interval, overall, walsh
 from pillm.bench.compare.pairing import Design, Measure, disturbed, log_ratio, mean_others, take
 from pillm.bench.compare.sampling import Lengths, Pair, Side, default_threads
@@ -151,23 +153,21 @@ def report(paths: list[Path]) -> None:
 
 
 def baseline(kept: list[Kept]) -> None:
-    """Each process as a run: the ninth A of a comparison against the eight before it, as `--baseline` judges a run."""
-    usable = [each for each in kept if len(each.pairs) > BEFORE]
-    print(f"\nagainst a baseline of {BEFORE} earlier processes (seconds apart, not days): {len(usable)} trials")
+    """Each process as a run: the median of three A of a comparison against the eight before them, as `--baseline` does."""
+    usable = [each for each in kept if len(each.pairs) >= BEFORE + NEW]
+    print(f"\nmedian of {NEW} processes against the {BEFORE} before (seconds apart, not days): {len(usable)} trials")
     for slower in SLOWER:
         verdicts: Counter[Verdict] = Counter()
         for each in usable:
             found: list[Verdict] = []
             for name in each.design.measures:
-                times = [min(getattr(pair.a, f"{name}_ns")) for pair in each.pairs[: BEFORE + 1]]
-                *earlier, last = [1e9 / time for time in times]
+                speeds = [1e9 / min(getattr(pair.a, f"{name}_ns")) for pair in each.pairs[: BEFORE + NEW]]
                 error = each.design.error / len(each.design.measures)
-                found.append(drift(last / slower, earlier, error, math.log(each.design.least)).verdict)
+                new = statistics.median(speeds[BEFORE:]) / slower
+                found.append(drift(new, speeds[:BEFORE], error, math.log(each.design.least)).verdict)
             verdicts[overall(found)] += 1
-        print(
-            f"  times x {slower:<4} "
-            + ", ".join(f"{word} {verdicts[word]}" for word in ("worse", "better", "same", "cannot tell"))
-        )
+        words = ", ".join(f"{word} {verdicts[word]}" for word in ("worse", "better", "same", "cannot tell"))
+        print(f"  times x {slower:<4} {words}")
 
 
 def main() -> None:

@@ -196,6 +196,8 @@ def test_a_build_that_does_not_measure_is_told(tools, smollm2_gguf, tmp_path):
 def test_one_model_alone_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="nothing to compare with"):
         run(CompareOptions(models=(tmp_path / "a.gguf",)), silent)
+    with pytest.raises(UsageError, match="more than two"):
+        run(CompareOptions(models=(tmp_path / "a.gguf",) * 3), silent)
 
 
 def test_what_is_no_gguf_file_is_a_usage_error(tmp_path):

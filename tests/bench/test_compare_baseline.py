@@ -30,8 +30,10 @@ def history(count: int = 12, spread: float = 0.004, **fields):
     ]
 
 
-def judged(new, earlier, **fields):
-    return against(new, earlier, **{"build": None, "needed": 8, "error": 0.01, "least": 1.03, **fields})
+def judged(new, earlier, *more, **fields):
+    """One run stands for three alike, unless `more` says otherwise."""
+    again = more or [msgspec.structs.replace(new, id=f"again-{number}") for number in (1, 2)]
+    return against([new, *again], earlier, **{"build": None, "needed": 8, "error": 0.01, "least": 1.03, **fields})
 
 
 def test_a_slower_run_is_worse_and_a_like_one_the_same():
@@ -42,6 +44,25 @@ def test_a_slower_run_is_worse_and_a_like_one_the_same():
         "decode of 64 tokens at depth 0, 4 threads", "prefill of 256 tokens at depth 0, 4 threads",
     }  # fmt: skip
     assert judged(made(99, decode=22.0, prefill=99.0), history()).verdict == "better"
+
+
+def test_one_or_two_slow_runs_are_no_alarm_and_the_median_of_three_stands_up_to_an_odd_one():
+    slow, like = made(99, decode=15.0, prefill=70.0), made(98)
+    for new in ([slow], [slow, made(100, decode=15.0, prefill=70.0)]):
+        found = against(new, history(), build=None, needed=8, error=0.01, least=1.03)
+        assert found.verdict == "cannot tell"
+        assert found.reasons == (
+            f"this looks worse, but odd runs happen: {3 - len(new)} more new {'runs tell' if len(new) == 1 else 'run tells'}",
+        )
+    assert against([like], history(), build=None, needed=8, error=0.01, least=1.03).verdict == "same"
+    assert judged(slow, history(), like, made(97)).verdict == "same"
+    assert judged(like, history(), slow, made(100, decode=15.0)).verdict == "worse"
+
+
+@pytest.mark.parametrize("other", [made(100, build="bbb"), made(100, board="Raspberry Pi 4 Model B")])
+def test_new_runs_of_two_series_are_not_judged_together(other):
+    with pytest.raises(UsageError, match="cannot be judged together"):
+        judged(made(99), history(), other)
 
 
 def test_a_history_that_spreads_gives_no_alarm():
@@ -133,15 +154,33 @@ def test_the_command_reads_the_history_and_fails_where_asked(monkeypatch, tmp_pa
     path = tmp_path / "bench.json"
     path.write_bytes(msgspec.json.encode(made(99, decode=17.0)))
     lines: list[str] = []
-    options = CompareOptions(models=(path,), baseline=True)
+    others = [tmp_path / "bench2.json", tmp_path / "bench3.json"]
+    for number, each in enumerate(others):
+        each.write_bytes(msgspec.json.encode(made(100 + number, decode=17.0)))
+    options = CompareOptions(models=(path, *others), baseline=True)
     result = run(options, lambda event: lines.append(event.line) if isinstance(event, Output) else None)
     assert result.metrics["verdict"] == "worse"
-    assert lines[0] == "12 earlier runs of this series count (llama.cpp aaaaaaa)"
+    assert lines[0] == "3 new runs, 12 earlier runs of this series count (llama.cpp aaaaaaa)"
     assert any(line.startswith("worse        decode of 64 tokens") for line in lines)
     with pytest.raises(GateError):
-        run(CompareOptions(models=(path,), baseline=True, fail_on_worse=True), silent)
+        run(CompareOptions(models=(path, *others), baseline=True, fail_on_worse=True), silent)
+    assert run(CompareOptions(models=(path,), baseline=True), silent).metrics["verdict"] == "cannot tell"
 
 
-def test_a_baseline_needs_one_run():
-    with pytest.raises(UsageError, match="one run"):
-        run(CompareOptions(models=(Path("a.json"), Path("b.json")), baseline=True), silent)
+def test_a_baseline_takes_runs_of_one_model():
+    for models in ((Path("a.json"), Path("b.gguf")), (Path("a.gguf"), Path("b.gguf"))):
+        with pytest.raises(UsageError, match="new runs of one model"):
+            run(CompareOptions(models=models, baseline=True), silent)
+
+
+@pytest.mark.llamacpp
+@pytest.mark.model
+def test_a_model_is_measured_first_and_too_few_earlier_runs_are_told(monkeypatch, tools, smollm2_gguf, tmp_path):
+    monkeypatch.setenv("PILLM_HISTORY", str(tmp_path / "history.sqlite"))
+    lines: list[str] = []
+    options = CompareOptions(models=(smollm2_gguf,), baseline=True, prompt_tokens=8, gen_tokens=2, threads=1)
+    result = run(options, lambda event: lines.append(event.line) if isinstance(event, Output) else None)
+    assert result.metrics == {"verdict": "cannot tell", "new_runs": 1, "earlier_runs": 0}
+    assert any("cannot tell:" in line for line in lines)
+    (kept,) = store.runs()
+    assert {(speed.what, speed.tokens, speed.threads) for speed in kept.speeds} == {("prefill", 8, 1), ("decode", 2, 1)}

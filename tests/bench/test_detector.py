@@ -113,6 +113,15 @@ def test_a_change_that_is_sure_but_too_small_to_matter_is_the_same():
     assert found.verdict == "same"
 
 
+def test_what_may_last_without_meaning_is_no_alarm():
+    """An interval that ends just above 0 is news only if it ends above half a percent."""
+    look = looks(20, 0.01)[-1]
+    d = np.linspace(-0.01, 0.09, 20)
+    low = math.log(judge(d, look, LEAST).low)
+    assert judge(d - low + 0.004, look, LEAST).verdict != "worse"
+    assert judge(d - low + 0.006, look, LEAST).verdict == "worse"
+
+
 def test_a_machine_that_is_too_noisy_gives_no_verdict_and_says_how_many_pairs_it_would_take():
     d = np.random.default_rng(1).normal(0.0, 0.5, 20)
     found = judge(d, looks(20, 0.01)[-1], LEAST)

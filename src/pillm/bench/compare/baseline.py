@@ -1,7 +1,7 @@
-"""One run against the earlier runs of its series: which of them can be compared with it, and what they say.
+"""New runs against the earlier runs of its series: which of them can be compared with it, and what they say.
 
 The same board, memory and shape of model are a series. An earlier run counts if it is valid and the board was in the
-same state: governor, highest clock, temperature at the start. Each test of the new run (what, tokens, depth, threads)
+same state: governor, highest clock, temperature at the start. Each test of the new runs (what, tokens, depth, threads)
 is compared with the same test of the earlier runs, by their speed from run to run, which contains what differs
 between processes, boots and days; the spread inside of a run does not.
 """
@@ -9,17 +9,22 @@ between processes, boots and days; the spread inside of a run does not.
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from pillm.bench.compare.detector import Drift, Verdict, drift, overall
+from pillm.core.errors import UsageError
 from pillm.history.document import Run, Speed
 from pillm.history.schema import board_name, build_name, model_shape, utc
 
 _WARMER_C = 15.0
 """Degrees at the start beyond which a board is in another state: it reaches its limit sooner."""
+NEW = 3
+"""New runs without which nothing is called better or worse. Runs have odd ones among them more often than a normal
+distribution has: of single processes 4 % fell out of their 1 % interval here, of medians of three none of 213."""
 _BUSY = "other programs used"
 """How pi_bench's warnings about a busy machine begin."""
 _CLOCK = 0.02
@@ -34,6 +39,8 @@ class AgainstHistory(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     build: str
     """The build of the earlier runs."""
+    new: int
+    """New runs; the median of each test is judged."""
     earlier: int
     """Earlier runs that count."""
     left_out: dict[str, int]
@@ -44,51 +51,76 @@ class AgainstHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def against(
-    new: Run, history: Iterable[Run], *, build: str | None, needed: int, error: float, least: float
+    new: Sequence[Run], history: Iterable[Run], *, build: str | None, needed: int, error: float, least: float
 ) -> AgainstHistory:
-    """Compare `new` with the earlier runs among `history` (read one at a time; only their speeds are held).
+    """Compare the median of the `new` runs with the runs of `history` before them (read one at a time; only speeds are held).
 
-    `error` is the chance of any false better or worse over all tests; `least` a ratio of times, as 1.03.
+    `error` is the chance of any false better or worse over all tests; `least` a ratio of times, as 1.03. Raises
+    UsageError if the new runs are not of one series, build and state.
     """
-    began = utc(new.started)
+    first, began = new[0], min(utc(run.started) for run in new)
+    own = {run.id for run in new}
+    for run in new[1:]:
+        if build_name(run) != build_name(first) or not same_series(run, first) or _setting(run, first):
+            raise UsageError(
+                f"run {run.id} and run {first.id} cannot be judged together",
+                "give runs of one model, on one board with the same settings, with one build",
+            )
     left_out: Counter[str] = Counter()
     builds: dict[str, list[dict[Test, float]]] = defaultdict(list)
     for run in history:
-        if run.id == new.id or utc(run.started) >= began or not same_series(run, new):
+        if run.id in own or utc(run.started) >= began or not same_series(run, first):
             continue
-        reason = other_state(run, new)
+        reason = other_state(run, first)
         if reason:
             left_out[reason] += 1
         else:
             builds[build_name(run)].append({_test(speed): speed.mean_tps for speed in run.speeds})
-    chosen = _build(builds, build, build_name(new), needed)
+    chosen = _build(builds, build, build_name(first), needed)
     rows = builds.get(chosen, [])
     for name, others in builds.items():
         if name != chosen:
             left_out[f"of another build ({name})"] += len(others)
-    reasons = list(_unfit(new))
+    reasons = list(dict.fromkeys(reason for run in new for reason in _unfit(run)))
+    speeds: dict[Test, list[float]] = defaultdict(list)
+    for run in new:
+        for speed in run.speeds:
+            if speed.mean_tps > 0:
+                speeds[_test(speed)].append(speed.mean_tps)
     tests: dict[str, Drift] = {}
-    speeds = {_test(speed): speed.mean_tps for speed in new.speeds}
+    alone: list[Verdict] = []
     for test, tps in speeds.items():
         earlier = [row[test] for row in rows if row.get(test)]
-        if len(earlier) >= needed and tps > 0 and not reasons:
-            tests[_name(test)] = drift(tps, earlier, error / len(speeds), math.log(least))
-    if not tests and not reasons:
-        most = max((sum(bool(row.get(test)) for row in rows) for test in speeds), default=0)
+        if len(earlier) >= needed and not reasons:
+            judged = drift(statistics.median(tps), earlier, error / len(speeds), math.log(least))
+            if judged.verdict in ("better", "worse") and len(tps) < NEW:
+                alone.append(judged.verdict)
+                judged = msgspec.structs.replace(judged, verdict="cannot tell")
+            tests[_name(test)] = judged
+    if alone:
         reasons.append(
-            f"{needed} earlier runs that can be compared are needed, there {'is' if most == 1 else 'are'} {most}: "
-            f"{needed - most} more"
-            if speeds
-            else "the run has no speeds"
+            f"this looks {overall(alone)}, but odd runs happen: {NEW - len(new)} more new {'run tells' if NEW - len(new) == 1 else 'runs tell'}"
         )
+    if not tests and not reasons:
+        reasons.append(_missing(rows, speeds, needed))
     return AgainstHistory(
         verdict=overall([test.verdict for test in tests.values()]) if tests else "cannot tell",
         build=chosen,
+        new=len(new),
         earlier=len(rows),
         left_out=dict(left_out.most_common()),
         reasons=tuple(reasons),
         tests=tests,
     )
+
+
+def _missing(rows: Sequence[dict[Test, float]], tests: Iterable[Test], needed: int) -> str:
+    counts = [sum(bool(row.get(test)) for row in rows) for test in tests]
+    if not counts:
+        return "the run has no speeds"
+    most = max(counts)
+    there = f"there {'is' if most == 1 else 'are'} {most}"
+    return f"{needed} earlier runs that can be compared are needed, {there}: {needed - most} more"
 
 
 def same_series(a: Run, b: Run) -> bool:
@@ -104,14 +136,21 @@ def other_state(run: Run, new: Run) -> str:
         return "of an emulated processor"
     if _busy(run):
         return "beside other programs at work"
+    if setting := _setting(run, new):
+        return setting
+    a, b = run.before.temperature_c, new.before.temperature_c
+    if a is not None and b is not None and abs(a - b) > _WARMER_C:
+        return f"more than {_WARMER_C:.0f} degrees warmer or colder at the start"
+    return ""
+
+
+def _setting(run: Run, new: Run) -> str:
+    """How the board was set otherwise; empty if it was not."""
     if run.board.governor != new.board.governor:
         return f"with the governor {run.board.governor or 'unknown'}, not {new.board.governor or 'unknown'}"
     a, b = run.board.max_mhz, new.board.max_mhz
     if a and b and abs(a - b) > _CLOCK * b:
         return f"with a highest clock of {a:g} MHz, not {b:g}"
-    a, b = run.before.temperature_c, new.before.temperature_c
-    if a is not None and b is not None and abs(a - b) > _WARMER_C:
-        return f"more than {_WARMER_C:.0f} degrees warmer or colder at the start"
     return ""
 
 

@@ -15,8 +15,8 @@ class CompareOptions(Options):
 
     models: Annotated[tuple[Path, ...], InputFile()] = Field(
         min_length=1,
-        max_length=2,
-        description="GGUF files A and B; one file with --tools-b; with --baseline one GGUF file or a bench.json",
+        max_length=20,
+        description="GGUF files A and B; one file with --tools-b; with --baseline one GGUF file, or new runs (bench.json)",
     )
     pairs: int = Field(
         20, ge=6, le=500, description="At most so many pairs that count", json_schema_extra=unit("pairs")
@@ -24,11 +24,17 @@ class CompareOptions(Options):
     tools_b: Path | None = Field(
         None, description="Folder of another llama.cpp's tools for B (default: that of A), to compare builds"
     )
-    prompt_tokens: int = Field(
-        64, ge=0, description="Length of the prompt; 0 skips prefill", json_schema_extra=unit("tokens")
+    prompt_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Length of the prompt; 0 skips prefill (default: 64, with --baseline that of pillm bench)",
+        json_schema_extra=unit("tokens"),
     )
-    gen_tokens: int = Field(
-        16, ge=0, description="Length of the answer; 0 skips decode", json_schema_extra=unit("tokens")
+    gen_tokens: int | None = Field(
+        None,
+        ge=0,
+        description="Length of the answer; 0 skips decode (default: 16, with --baseline that of pillm bench)",
+        json_schema_extra=unit("tokens"),
     )
     depth: int = Field(0, ge=0, description="Context depth to measure at", json_schema_extra=unit("tokens"))
     repetitions: int = Field(
@@ -53,7 +59,7 @@ class CompareOptions(Options):
         json_schema_extra=unit("s"),
     )
     seed: int = Field(0, ge=0, description="Seed of the coin that orders each pair")
-    baseline: bool = Field(False, description="Compare one run with the earlier runs of its series in the history")
+    baseline: bool = Field(False, description="Compare new runs with the earlier runs of their series in the history")
     baseline_runs: int = Field(
         8,
         ge=4,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
-from pillm.bench.compare.baseline import AgainstHistory, against
+from pillm.bench.compare.against_history import by_history
 from pillm.bench.compare.detector import Judgement, Verdict
 from pillm.bench.compare.options import CompareOptions
 from pillm.bench.compare.pairing import Comparison, Design, compare
@@ -18,8 +17,6 @@ from pillm.core.errors import GateError, MissingError, UsageError
 from pillm.core.events import Emit, Log, Output
 from pillm.core.host import cores
 from pillm.core.stage import MetricValue, Result
-from pillm.history import document, store
-from pillm.history.document import Run
 from pillm.llamacpp.gguf_file import describe
 from pillm.llamacpp.install import LlamaCpp, ensure, tool_version
 
@@ -32,7 +29,7 @@ def run(options: CompareOptions, emit: Emit) -> Result:
     Raises UsageError (what is given cannot be compared), GateError with `fail_on_worse`, PillmError where llama-bench
     fails, ResourceError.
     """
-    verdict, metrics, told = _baseline(options, emit) if options.baseline else _pairs(options, emit)
+    verdict, metrics, told = by_history(options, emit) if options.baseline else _pairs(options, emit)
     if verdict == "worse" and options.fail_on_worse:
         raise GateError(
             "the verdict is worse", "the lines above say by how much; without --fail-on-worse this is no failure"
@@ -43,10 +40,12 @@ def run(options: CompareOptions, emit: Emit) -> Result:
 def _pairs(options: CompareOptions, emit: Emit) -> tuple[Verdict, dict[str, MetricValue], Comparison]:
     a, b = _sides(options, emit)
     threads = options.threads or default_threads()
-    if not options.prompt_tokens and not options.gen_tokens:
+    prompt = 64 if options.prompt_tokens is None else options.prompt_tokens
+    gen = 16 if options.gen_tokens is None else options.gen_tokens
+    if not prompt and not gen:
         raise UsageError("nothing to measure: both lengths are 0", "give --prompt-tokens or --gen-tokens")
     lengths = Lengths(
-        prompt_tokens=options.prompt_tokens, gen_tokens=options.gen_tokens, depth=options.depth, threads=threads,
+        prompt_tokens=prompt, gen_tokens=gen, depth=options.depth, threads=threads,
         repetitions=options.repetitions,
     )  # fmt: skip
     design = Design(
@@ -78,7 +77,10 @@ def _widest(design: Design) -> float:
 
 
 def _sides(options: CompareOptions, emit: Emit) -> tuple[Side, Side]:
-    if len(options.models) == 1 and options.tools_b is None:
+    count = len(options.models)
+    if count > 2:
+        raise UsageError("these are more than two models", "give A and B")
+    if count == 1 and options.tools_b is None:
         raise UsageError(
             "there is nothing to compare with",
             "give two GGUF files, or --tools-b with another llama.cpp, or --baseline to compare with the history",
@@ -147,59 +149,3 @@ def _tps(found: Comparison, name: str, tokens: int, side: str) -> str:
     samples = [getattr(pair, side) for pair in found.pairs]
     times = [min(each.decode_ns if name == "decode" else each.prefill_ns) for each in samples]
     return f"{tokens / statistics.median(times) * 1e9:.1f}"
-
-
-def _baseline(options: CompareOptions, emit: Emit) -> tuple[Verdict, dict[str, MetricValue], AgainstHistory]:
-    if len(options.models) != 1 or options.tools_b is not None:
-        raise UsageError("--baseline compares one run with its history", "give one GGUF file or one bench.json")
-    new = _new_run(options, emit)
-    found = against(
-        new,
-        store.runs(),
-        build=options.baseline_build,
-        needed=options.baseline_runs,
-        error=options.false_alarms / 100,
-        least=1 + options.min_effect / 100,
-    )
-    count = (
-        "1 earlier run of this series counts"
-        if found.earlier == 1
-        else f"{found.earlier} earlier runs of this series count"
-    )
-    emit(Output(f"{count} ({found.build})"))
-    for reason, runs in found.left_out.items():
-        emit(Output(f"  left out: {runs} {reason}"))
-    for name, test in found.tests.items():
-        low, high = (100 * (value - 1) for value in (test.low, test.high))
-        emit(
-            Output(
-                f"{test.verdict:<12} {name}: {test.before_tps:.2f} -> {test.tps:.2f} tokens/s, "
-                f"{100 * (test.ratio - 1):+.1f} % time ({low:+.1f} to {high:+.1f} %), {test.spread:.1f} % from run to run"
-            )
-        )
-    for reason in found.reasons:
-        emit(Output(f"cannot tell: {reason}"))
-    emit(Output(f"verdict  {found.verdict}"))
-    return found.verdict, {"earlier_runs": found.earlier}, found
-
-
-def _new_run(options: CompareOptions, emit: Emit) -> Run:
-    """The run to judge: a document as it is, a model as `pillm bench` measures its speed."""
-    given = options.models[0]
-    if given.suffix == ".json":
-        return document.load(given)
-    from pillm.bench import run as bench
-    from pillm.bench.options import BenchOptions
-
-    with tempfile.TemporaryDirectory(prefix="pillm-compare-") as folder:
-        wanted = {
-            "model": given,
-            "out": Path(folder),
-            "measure": ("speed",),
-            "prompt_tokens": options.prompt_tokens,
-            "gen_tokens": options.gen_tokens,
-            "depth": (options.depth,),
-            "repetitions": max(options.repetitions, 3),
-            "threads": (options.threads,) if options.threads else (),
-        }
-        return document.load(bench.run(BenchOptions.model_validate(wanted), emit).outputs["report"])
