@@ -13,6 +13,7 @@ have their verdicts, or to its last pair. With `--busy` nothing waits for a calm
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import shutil
 import statistics
@@ -24,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from pillm.bench.compare.baseline import NEW
-from pillm.bench.compare.detector import Judgement, Verdict, drift, follow, interval, overall, walsh
+from pillm.bench.compare.detector import Judgement, Verdict, drift, follow, interval, overall, shift, walsh
 from pillm.bench.compare.pairing import Design, Measure, disturbed, log_ratio, mean_others, take
 from pillm.bench.compare.sampling import Lengths, Pair, Side, default_threads
 from pillm.core.events import silent
@@ -34,6 +35,7 @@ from pillm.models.refs import resolve
 
 SLOWER = (1.0, 1.05, 1.10)
 BEFORE = 8
+BUILD = 10
 MOST = 2000
 
 
@@ -150,6 +152,7 @@ def report(paths: list[Path]) -> None:
                 note = f"caught {seen}/{total} = {seen / total:.1%} (95 % bound {lower(seen, total):.1%})"
             print(f"  {name:<8} {words}; {note}; pairs used {sum(used) / total:.1f}")
     baseline(kept)
+    page(kept)
 
 
 def baseline(kept: list[Kept]) -> None:
@@ -168,6 +171,21 @@ def baseline(kept: list[Kept]) -> None:
             verdicts[overall(found)] += 1
         words = ", ".join(f"{word} {verdicts[word]}" for word in ("worse", "better", "same", "cannot tell"))
         print(f"  times x {slower:<4} {words}")
+
+
+def page(kept: list[Kept]) -> None:
+    """Each process as a run, ten in a row as a build, against the ten of the comparison before, as the page does."""
+    usable = [each for each in kept if len(each.pairs) >= BUILD]
+    false = total = 0
+    for before, after in itertools.pairwise(usable):
+        for name in after.design.measures:
+            speeds = [
+                [1e9 / min(getattr(pair.a, f"{name}_ns")) for pair in each.pairs[:BUILD]] for each in (before, after)
+            ]
+            found = shift(speeds[0], speeds[1], after.design.error, math.log(after.design.least))
+            total += 1
+            false += found.verdict in ("worse", "better")
+    print(f"\nbuilds of {BUILD} runs in a row, the same in truth: {false} of {total} called better or worse")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from native_sentences import SPLITS, Sentence, Source, UnavailableError, fetch, sentences, sources
 
 from pillm.data import varieties
-from pillm.data.language import language
+from pillm.models.language import language
 
 
 def wilson(right: int, all_: int, z: float = 1.96) -> tuple[float, float]:

@@ -102,6 +102,16 @@ def test_other_settings_of_the_board_do_not_count(field, value, reason):
     assert any(reason in why for why in found.left_out)
 
 
+def test_a_test_with_another_cache_is_another_test():
+    other = made(50, decode=1.0)
+    other = msgspec.structs.replace(
+        other, speeds=tuple(msgspec.structs.replace(speed, type_v="q8_0") for speed in other.speeds)
+    )
+    found = judged(made(99), [*history(8), other])
+    assert found.verdict == "same"
+    assert all(test.runs == 8 for test in found.tests.values())
+
+
 def test_another_board_model_or_later_run_is_no_part_of_the_series():
     strangers = [made(50, decode=1.0, board="Raspberry Pi 4 Model B"), made(200, decode=1.0)]
     other = made(51, decode=1.0)

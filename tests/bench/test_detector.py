@@ -118,8 +118,8 @@ def test_what_may_last_without_meaning_is_no_alarm():
     look = looks(20, 0.01)[-1]
     d = np.linspace(-0.01, 0.09, 20)
     low = math.log(judge(d, look, LEAST).low)
-    assert judge(d - low + 0.004, look, LEAST).verdict != "worse"
-    assert judge(d - low + 0.006, look, LEAST).verdict == "worse"
+    assert judge(d - low + 0.007, look, LEAST).verdict != "worse"
+    assert judge(d - low + 0.008, look, LEAST).verdict == "worse"
 
 
 def test_a_machine_that_is_too_noisy_gives_no_verdict_and_says_how_many_pairs_it_would_take():

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from pillm.data import varieties
-from pillm.data.language import language, same
+from pillm.models.language import language, same
 
 
 @pytest.mark.parametrize(

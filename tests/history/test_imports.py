@@ -213,6 +213,21 @@ def test_a_test_of_prefill_and_decode_together_is_named(tmp_path, history):
     assert [speed.what for speed in run.speeds] == ["prefill"]
 
 
+def test_a_gpu_and_another_cache_are_series_of_their_own(tmp_path, history):
+    test = {
+        "build_commit": "abc", "build_number": 1, "cpu_info": "A CPU", "model_filename": "m-Q4_0.gguf", "backends": "CPU",
+        "model_type": "llama 1B Q4_0", "model_size": 10, "model_n_params": 10, "n_threads": 4, "n_prompt": 0, "n_gen": 8,
+        "n_depth": 0, "test_time": "2025-01-01T00:00:00Z", "avg_ts": 5.0, "stddev_ts": 0.1,
+    }  # fmt: skip
+    path = tmp_path / "out.json"
+    path.write_text(json.dumps([test, {**test, "gpu_info": "A GPU", "backends": "CUDA"}, {**test, "type_k": "q8_0"}]))
+    import_file(path, history)
+    found = list(store.summaries(path=history))
+    assert len({(row.board, row.quant) for row in found}) == 3
+    assert {row.board for row in found} == {"A CPU", "A CPU with CUDA on A GPU"}
+    assert sum("KV q8_0" in row.quant for row in found) == 1
+
+
 def test_copies_of_one_history_can_be_imported_into_themselves(tmp_path, history):
     store.add(made(1), history)
     copy = shutil.copy(history, tmp_path / "copy.sqlite")

@@ -13,7 +13,7 @@ import pytest
 from pillm.core.errors import PillmError, UsageError
 from pillm.core.events import Event, Log, Output, silent
 from pillm.devices.mixture import QUANTS
-from pillm.history.document import Board, Memory, Model, Run, Runtime, Speed, State
+from pillm.history.document import Board, Model, Run, Runtime, Speed, State
 from pillm.llamacpp.gguf_file import describe
 from pillm.plan.measured import figures
 from pillm.plan.options import PlanOptions
@@ -243,22 +243,18 @@ def test_runs_that_say_nothing_of_the_board_are_left_out(changes: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("memory", "depths"),
-    [
-        (None, {64, 1088}),
-        (Memory(context=2048), {64, 1088}),
-        (Memory(context=2048, type_k="q8_0"), {64}),
-        (Memory(context=2048, type_v="q8_0"), {64}),
-    ],
+    ("types", "depths"), [({}, {64, 1088}), ({"type_k": "q8_0"}, {64}), ({"type_v": "q8_0"}, {64})]
 )
-def test_decoding_at_a_depth_counts_with_a_cache_in_f16_alone(memory: Memory | None, depths: set[int]):
+def test_decoding_at_a_depth_counts_with_a_cache_in_f16_alone(types: dict[str, str], depths: set[int]):
     from pillm.devices import load
 
     tests = tuple(
-        Speed(what="decode", tokens=128, depth=depth, threads=2, mean_tps=5.0, stddev_tps=0.1, samples_tps=(5.0,))
+        Speed(
+            what="decode", tokens=128, depth=depth, threads=2, mean_tps=5.0, stddev_tps=0.1, samples_tps=(5.0,), **types
+        )
         for depth in (0, 1024)
     )
-    found = figures(load("pi5-4gb"), [bench_run(memory=memory, speeds=tests)])
+    found = figures(load("pi5-4gb"), [bench_run(speeds=tests)])
     assert {figure.decode_depth for figure in found} == depths
 
 

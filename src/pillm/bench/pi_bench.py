@@ -870,6 +870,8 @@ def speed_of(test: dict[str, Any]) -> dict[str, Any]:
         "mean_tps": round(test["avg_ts"], 3),
         "stddev_tps": round(test["stddev_ts"], 3),
         "samples_tps": [round(sample, 3) for sample in test["samples_ts"]],
+        "type_k": test.get("type_k", "f16"),
+        "type_v": test.get("type_v", "f16"),
     }
 
 

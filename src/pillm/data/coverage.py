@@ -24,10 +24,10 @@ from pillm.data import targets as target_files
 from pillm.data import varieties, wire
 from pillm.data.coverage_table import table
 from pillm.data.inputs import BLOCK_BYTES, Block, Source, blocks, sources
-from pillm.data.language import language, same
 from pillm.data.options import CoverageOptions
 from pillm.data.parallel import mapped
 from pillm.data.targets import Cell, Met, Target, met
+from pillm.models.language import language, same
 
 MAX_FINDINGS = 100
 

@@ -106,6 +106,9 @@ class Speed(msgspec.Struct, frozen=True, kw_only=True):
     mean_tps: float
     stddev_tps: float
     samples_tps: tuple[float, ...]
+    type_k: str = "f16"
+    """Type of the cached keys."""
+    type_v: str = "f16"
 
 
 class Quantiles(msgspec.Struct, frozen=True, kw_only=True):

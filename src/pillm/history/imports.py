@@ -352,10 +352,9 @@ def _llama_bench_run(tests: list[_LlamaBench]) -> Run:
     notes = [_NO_STATE]
     if (first.n_batch, first.n_ubatch) != (2048, 512):
         notes.append(f"batch {first.n_batch}, micro-batch {first.n_ubatch}")
-    if (first.type_k, first.type_v) != ("f16", "f16"):
-        notes.append(f"cache of {first.type_k} keys and {first.type_v} values")
-    if first.gpu_info:
-        notes.append(f"with {first.backends} on {first.gpu_info}")
+    # A GPU is another machine: its figures are no series with those of the processor alone.
+    cpu = first.cpu_info.strip()
+    machine = f"{cpu} with {first.backends} on {first.gpu_info}".strip() if first.gpu_info else cpu
     return Run(
         id=_id(msgspec.json.encode(tests)),
         started=min(utc(test.test_time) for test in tests),
@@ -363,7 +362,7 @@ def _llama_bench_run(tests: list[_LlamaBench]) -> Run:
         tool="llama-bench",
         valid=True,
         warnings=tuple(notes),
-        board=Board(cpu=first.cpu_info.strip() or None, architecture="unknown", kernel="unknown"),
+        board=Board(cpu=machine or None, architecture="unknown", kernel="unknown"),
         before=State(at_s=0.0),
         runtime=Runtime(
             kind="llama.cpp", version=str(first.build_number), commit=first.build_commit, build=first.build_number
@@ -383,6 +382,8 @@ def _llama_bench_run(tests: list[_LlamaBench]) -> Run:
                 mean_tps=test.avg_ts,
                 stddev_tps=test.stddev_ts,
                 samples_tps=test.samples_ts,
+                type_k=test.type_k,
+                type_v=test.type_v,
             )
             for test in tests
         ),

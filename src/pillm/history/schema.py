@@ -12,7 +12,7 @@ import re
 
 import msgspec
 
-from pillm.history.document import Run, best
+from pillm.history.document import Run, Speed, best
 
 APPLICATION_ID = 0x50494C4D
 """`PRAGMA application_id` of a history ("PILM"): tells it from any other SQLite file."""
@@ -99,7 +99,7 @@ def summary(run: Run) -> Summary:
         model_name=run.model.name or run.model.file,
         model_sha256=run.model.sha256,
         model_shape=model_shape(run),
-        quant=quant(run),
+        quant=quant(run) + _cache(decode),
         build=build_name(run),
         valid=run.valid,
         decode_tps=decode.mean_tps if decode else None,
@@ -109,6 +109,12 @@ def summary(run: Run) -> Summary:
         read_bytes=run.model.read_bytes,
         tool=run.tool,
     )
+
+
+def _cache(decode: Speed | None) -> str:
+    """The types of cached keys and values, where they are not the usual ones: such runs are a series of their own."""
+    types = (decode.type_k, decode.type_v) if decode else ("f16", "f16")
+    return "" if types == ("f16", "f16") else f" with KV {'/'.join(dict.fromkeys(types))}"
 
 
 def _started(run: Run) -> str:

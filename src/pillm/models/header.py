@@ -38,7 +38,7 @@ def remote(ref: HubRef, emit: Emit) -> Remote:
     with diagnosing(ref.repo, ref.revision):
         headers = build_hf_headers(library_name="pillm", library_version=pillm.__version__)
     try:
-        commit, files = hub._ask(ref, headers, emit)
+        commit, files = hub.ask(ref, headers, emit)
     except Unreachable:
         if cached and listing:
             return _remote(ref, cached, listing, emit)

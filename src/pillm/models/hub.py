@@ -52,7 +52,7 @@ def resolve(ref: HubRef, emit: Emit) -> Path:
         with diagnosing(ref.repo, ref.revision):
             headers = build_hf_headers(library_name="pillm", library_version=pillm.__version__)
         try:
-            commit, listing = _ask(ref, headers, emit)
+            commit, listing = ask(ref, headers, emit)
         except Unreachable as error:
             if (commit := hub_cache.cached_commit(ref)) and (found := _cached(ref, commit, emit, foreign=True)):
                 emit(Log(f"{error.message}; using what was fetched before: {ref.repo} at {commit[:12]}", "warning"))
@@ -128,7 +128,7 @@ def _alternatives(ref: HubRef, wanted: str, ggufs: list[str]) -> str:
     return "write one of: " + ", ".join(f"hf:{ref.repo}{at}:{redact(path)}" for path in near)
 
 
-def _ask(ref: HubRef, headers: dict[str, str], emit: Emit) -> tuple[str, list[RemoteFile]]:
+def ask(ref: HubRef, headers: dict[str, str], emit: Emit) -> tuple[str, list[RemoteFile]]:
     """The commit that the revision points to, and all that it holds."""
     with diagnosing(ref.repo, ref.revision, token="authorization" in headers):
         api = HfApi(headers=headers, library_name="pillm", library_version=pillm.__version__)

@@ -35,7 +35,7 @@ def figures(device: Device, runs: Iterable[Run]) -> Iterator[Measured]:
         for speed in run.speeds:
             if speed.what == "decode":
                 # The cache is predicted as f16; a smaller one is read faster, and at depth 0 next to nothing is read.
-                if speed.depth and not _f16(run):
+                if speed.depth and (speed.type_k, speed.type_v) != ("f16", "f16"):
                     continue
                 yield Measured(
                     numbers=numbers,
@@ -50,8 +50,3 @@ def figures(device: Device, runs: Iterable[Run]) -> Iterator[Measured]:
                     prefill_tps=speed.mean_tps,
                     prefill_tokens=speed.tokens,
                 )
-
-
-def _f16(run: Run) -> bool:
-    """Whether keys and values were cached in f16, the default, as far as the run tells."""
-    return run.memory is None or (run.memory.type_k, run.memory.type_v) == ("f16", "f16")

@@ -17,7 +17,7 @@ import msgspec
 
 from pillm.bench.compare.detector import Drift, Verdict, drift, overall
 from pillm.core.errors import UsageError
-from pillm.history.document import Run, Speed
+from pillm.history.document import Run, Speed, busy
 from pillm.history.schema import board_name, build_name, model_shape, utc
 
 _WARMER_C = 15.0
@@ -25,12 +25,10 @@ _WARMER_C = 15.0
 NEW = 3
 """New runs without which nothing is called better or worse. Runs have odd ones among them more often than a normal
 distribution has: of single processes 4 % fell out of their 1 % interval here, of medians of three none of 213."""
-_BUSY = "other programs used"
-"""How pi_bench's warnings about a busy machine begin."""
 _CLOCK = 0.02
 """Relative difference of the highest clock that is no other setting."""
 
-Test = tuple[str, int, int, int]
+Test = tuple[str, int, int, int, str, str]
 
 
 class AgainstHistory(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +132,7 @@ def other_state(run: Run, new: Run) -> str:
         return "not valid (throttled, swapped, ...)"
     if run.emulated or new.emulated:
         return "of an emulated processor"
-    if _busy(run):
+    if busy(run):
         return "beside other programs at work"
     if setting := _setting(run, new):
         return setting
@@ -160,14 +158,8 @@ def _unfit(new: Run) -> Iterable[str]:
         yield f"the run does not count itself: {'; '.join(new.invalid) or 'it is marked invalid'}"
     if new.emulated:
         yield f"the processor is emulated ({new.emulated})"
-
-    if busy := _busy(new):
-        yield f"{busy}; end them and measure again"
-
-
-def _busy(run: Run) -> str:
-    """What the run says of other programs at work; empty where it had the machine to itself."""
-    return next((warning for warning in run.warnings if warning.startswith(_BUSY)), "")
+    if others := busy(new):
+        yield f"{others}; end them and measure again"
 
 
 def _build(builds: dict[str, list[dict[Test, float]]], asked: str | None, own: str, needed: int) -> str:
@@ -179,9 +171,10 @@ def _build(builds: dict[str, list[dict[Test, float]]], asked: str | None, own: s
 
 
 def _test(speed: Speed) -> Test:
-    return (speed.what, speed.tokens, speed.depth, speed.threads)
+    return (speed.what, speed.tokens, speed.depth, speed.threads, speed.type_k, speed.type_v)
 
 
 def _name(test: Sequence[object]) -> str:
-    what, tokens, depth, threads = test
-    return f"{what} of {tokens} tokens at depth {depth}, {threads} threads"
+    what, tokens, depth, threads, type_k, type_v = test
+    cache = "" if type_k == type_v == "f16" else f", cache of {type_k} keys and {type_v} values"
+    return f"{what} of {tokens} tokens at depth {depth}, {threads} threads{cache}"

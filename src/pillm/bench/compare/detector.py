@@ -31,10 +31,10 @@ Verdict = Literal["better", "same", "worse", "cannot tell"]
 
 _EARLY = ((0.5, 0.4), (0.75, 0.2))
 """Looks before the last: after this share of the pairs, with this share of the error."""
-_LASTING = math.log(1.005)
+_LASTING = math.log(1.0075)
 """Differences up to this size may last without meaning anything: where a file or a program lies, what else uses it. The
-coin cannot average them away (a file and its copy differed by 0.4 % for an hour on a busy machine), so an interval that
-excludes 0 by less is no news. Never more than half of the least effect that is asked for."""
+coin cannot average them away (a file and its copy differed by 0.4 % and 0.65 % for an hour each, docs/bench-history.md),
+so an interval that excludes 0 by less is no news. Never more than half of the least effect that is asked for."""
 _SAME_ERROR = 0.05
 """Chance to call a change of exactly the least effect "same". Larger than that of a false alarm: it costs less."""
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, Options, unit
+from pillm.bench.verdict_options import VerdictOptions
+from pillm.core.options import InputFile, unit
 
 
-class CompareOptions(Options):
+class CompareOptions(VerdictOptions):
     """Compare two models, two builds of llama.cpp, or a run with its history: better, same, worse or cannot tell."""
 
     models: Annotated[tuple[Path, ...], InputFile()] = Field(
@@ -45,12 +46,6 @@ class CompareOptions(Options):
         json_schema_extra=unit("runs"),
     )
     threads: int | None = Field(None, ge=1, description="Threads (default: all cores but one)")
-    min_effect: float = Field(
-        3.0, gt=0, le=100, description="The smallest change of time that matters", json_schema_extra=unit("%")
-    )
-    false_alarms: float = Field(
-        1.0, ge=0.01, le=20, description="Chance of a false better or worse, in all", json_schema_extra=unit("%")
-    )
     wait: float = Field(
         60.0,
         ge=0,

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pillm.core.options import Options, OutputFile, unit
+from pillm.bench.verdict_options import VerdictOptions
+from pillm.core.options import OutputFile, unit
 
 
-class ReportOptions(Options):
+class ReportOptions(VerdictOptions):
     """Make one page of the history: trends, changes between builds, and how near each model comes to the board's limits."""
 
     out: Annotated[Path, OutputFile()] = Field(Path("bench.html"), description="The page")
@@ -23,14 +24,4 @@ class ReportOptions(Options):
         le=1000,
         description="Draw the latest so many series; the table has all",
         json_schema_extra=unit("series"),
-    )
-    min_effect: float = Field(
-        3.0, gt=0, le=100, description="The smallest change of time that matters", json_schema_extra=unit("%")
-    )
-    false_alarms: float = Field(
-        1.0,
-        ge=0.01,
-        le=20,
-        description="Chance of a false better or worse on the whole page",
-        json_schema_extra=unit("%"),
     )
