@@ -16,7 +16,8 @@ class Imitation:
     """Not a model: answers every prompt with "ok", or does what was ordered for that prompt, in order.
 
     An order is an answer (text, or a whole completion), a status with headers and a message (in which
-    {auth} is the key that came), or "cut", "garbage", "silence".
+    {auth} is the key that came), or "cut" (before a byte), "cut in the middle", "garbage", "silence", "drip" (a byte
+    now and then, without an end), "endless" (as fast as it goes).
     """
 
     def __init__(self) -> None:
@@ -25,6 +26,7 @@ class Imitation:
         self.always: Any = None
         self.models = ["imitation"]
         self.url = ""
+        self.sent = 0
         self.over = threading.Event()
 
     def asked(self, prompt: str) -> int:
@@ -54,6 +56,11 @@ def handler(imitation: Imitation) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data)
 
+        def start(self, length: int) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+
         def do_GET(self) -> None:
             data = [{"id": name, "object": "model"} for name in imitation.models]
             self.send(200, json.dumps({"object": "list", "data": data}).encode())
@@ -68,6 +75,20 @@ def handler(imitation: Imitation) -> type[BaseHTTPRequestHandler]:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
                 self.connection.close()
+            elif order == "cut in the middle":
+                data = json.dumps(completion("half of this is lost")).encode()
+                self.start(len(data))
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+            elif order in ("drip", "endless"):
+                # What a body begins with, and then no end of it.
+                self.start(2**40)
+                piece = b" " if order == "drip" else b" " * 2**20
+                with contextlib.suppress(OSError):
+                    while not imitation.over.wait(0.05 if order == "drip" else 0):
+                        self.wfile.write(piece)
+                        imitation.sent += len(piece)
+                self.close_connection = True
             elif order == "silence":
                 imitation.over.wait()
                 self.close_connection = True

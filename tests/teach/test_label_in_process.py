@@ -17,13 +17,15 @@ from pillm.core.errors import UsageError
 from pillm.core.events import Log, Progress, silent
 from pillm.core.records import Message, Record
 from pillm.models.chat import ChatTemplate
-from pillm.teach.ask import Ask, Call, Reply, Sampling
+from pillm.teach.ask import Ask, Call, Reply, Sampling, with_schema
 from pillm.teach.label import run
 from pillm.teach.options import LabelOptions
 
 pytest.importorskip("transformers")
 
-from pillm.teach import in_process
+from pillm.teach import generation, in_process
+from pillm.teach.parsing import parse
+from pillm.teach.sampling import Row, draw
 
 pytestmark = pytest.mark.train
 GREEDY = Sampling(8, 0.0, 1.0, 0)
@@ -84,7 +86,9 @@ def test_an_answer_does_not_depend_on_its_neighbours_nor_on_the_batch(teacher):
     asks = [ask("Hi"), ask("Say a word.", warm), ask("Which animal barks, and which one meows? Tell me both, please.")]
     together = answers(teacher, asks, 3)
     alone = answers(teacher, asks, 1)
-    assert together == alone
+    for key, reply in alone.items():
+        assert together[key].logprob == pytest.approx(reply.logprob, abs=1e-3)
+        assert msgspec.structs.replace(together[key], logprob=reply.logprob) == reply
     assert all(reply.tokens_in > 10 and 0 < reply.tokens_out <= 8 for reply in alone.values())
     reseeded = msgspec.structs.replace(asks[1], sampling=Sampling(8, 0.8, 0.9, 99))
     assert answers(teacher, [reseeded], 1)[asks[1].key].content != alone[asks[1].key].content
@@ -116,17 +120,22 @@ def test_a_template_that_refuses_a_dialogue_fails_that_prompt_alone(teacher):
 def test_a_batch_that_does_not_fit_is_halved(teacher, monkeypatch):
     sizes = []
 
-    def cramped(_teacher, batch, _emit):
-        sizes.append(len(batch))
-        if len(batch) > 2:
+    def cramped(_teacher, prompts, _shared, size, _matcher, _emit):
+        sizes.append(min(size, len(prompts)))
+        if size > 4:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB (imitated)")
-        return [Reply("ok") for _ in batch]
+        if size > 2:
+            # One answer comes out before memory is short: it is kept, and not asked for again.
+            yield [generation.Made(prompts[0][0], [teacher.ends[0]], 1, 0.0)]
+            raise RuntimeError("out of memory (imitated)")
+        for ask, _ in prompts:
+            yield [generation.Made(ask, [teacher.ends[0]], 1, 0.0)]
 
-    monkeypatch.setattr(in_process, "_generate", cramped)
+    monkeypatch.setattr(generation, "by_slots", cramped)
     events, got = [], []
     in_process.backend(teacher, 8, events.append)([ask(str(i)) for i in range(9)], got.extend)
     assert sorted(a.key for a, _ in got) == [str(i) for i in range(9)]
-    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert sizes == [8, 4, 2]
     assert [event.level for event in events if isinstance(event, Log)] == ["warning", "warning"]
 
 
@@ -143,10 +152,7 @@ def test_draws_follow_the_softmax_within_the_nucleus():
     import torch
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])
-    counts: Counter[int] = Counter()
-    for seed in range(2000):
-        draw = in_process._drawer([Sampling(1, 0.5, 0.95, seed)], 1, silent)
-        counts[int(draw(None, logits).argmax())] += 1
+    counts = Counter(draw(logits, [Row(Sampling(1, 0.5, 0.95, seed))])[0] for seed in range(2000))
     # At T = 0.5 the masses are 0.867, 0.117, 0.016, 0: the nucleus of 0.95 holds the first two.
     expected = 2000 / (1 + math.exp(-2))
     assert set(counts) == {0, 1}
@@ -157,9 +163,12 @@ def test_rows_at_temperature_zero_are_left_alone_beside_rows_that_draw():
     import torch
 
     scores = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
-    drawn = in_process._drawer([GREEDY, Sampling(8, 1.0, 1.0, 5)], 8, silent)(None, scores)
-    assert torch.equal(drawn[0], scores[0])
-    assert not torch.equal(drawn[1], scores[1])
+    rows = [(Row(GREEDY), Row(Sampling(8, 2.0, 1.0, seed))) for seed in range(50)]
+    drawn = [draw(scores, pair) for pair in rows]
+    assert {first for first, _ in drawn} == {1}
+    assert {second for _, second in drawn} == {0, 1, 2}
+    # The model's own log-probability, whatever the temperature.
+    assert rows[0][0].logprob == pytest.approx(scores[0].log_softmax(-1)[1].item())
 
 
 @pytest.mark.parametrize(
@@ -181,16 +190,16 @@ def test_rows_at_temperature_zero_are_left_alone_beside_rows_that_draw():
     ],
 )
 def test_what_a_model_writes_is_read(text, content, calls):
-    assert in_process.parse(text, {"f", "g"}) == (content, calls)
+    assert parse(text, {"f", "g"}) == (content, calls)
 
 
 def test_a_schema_is_shown_to_the_teacher_but_not_stored():
     schema = {"type": "object"}
     record = Record("p", (Message("system", "Be kind."), Message("user", "hi")), response_schema=schema)
-    shown = in_process._with_schema(record)
+    shown = with_schema(record)
     assert shown[0].content.startswith("Be kind.")
     assert shown[0].content.endswith('{"type": "object"}')
-    bare = in_process._with_schema(msgspec.structs.replace(record, messages=record.messages[1:]))
+    bare = with_schema(msgspec.structs.replace(record, messages=record.messages[1:]))
     assert [message.role for message in bare] == ["system", "user"]
     assert record.messages[0].content == "Be kind."
 

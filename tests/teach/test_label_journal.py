@@ -31,8 +31,6 @@ def test_entries_come_back_by_key_in_order(tmp_path):
     filled(tmp_path / "j")
     with opened(tmp_path / "j", silent) as book:
         assert book.entries == {"k1": ENTRIES[:1], "k2": ENTRIES[1:]}
-        assert book.last("k2") == ENTRIES[2]
-        assert book.last("k3") is None
 
 
 def test_a_journal_torn_at_any_byte_loses_only_what_was_not_whole_and_goes_on(tmp_path):

@@ -67,7 +67,14 @@ def test_prompts_are_answered_in_order_and_answered_records_pass_byte_for_byte(
 
 @pytest.mark.parametrize(
     "fault",
-    [(500, {}, "oops"), (503, {}, "loading"), (429, {"Retry-After": "0"}, "slow down"), "cut", "garbage"],
+    [
+        (500, {}, "oops"),
+        (503, {}, "loading"),
+        (429, {"Retry-After": "0"}, "slow down"),
+        "cut",
+        "cut in the middle",
+        "garbage",
+    ],
     ids=lambda fault: str(fault[0]) if isinstance(fault, tuple) else fault,
 )
 def test_a_passing_fault_is_tried_again(label, dataset, imitation, rows, fault):
@@ -168,6 +175,31 @@ def test_a_silent_server_runs_into_the_timeout(label, dataset, imitation, rows):
     result = label(dataset("a", "b"), timeout=0.3, attempts=1)
     (rejected,) = rows(result.outputs["rejected"])
     assert "no answer within 0.3 s (--timeout)" in rejected.meta["rejected"]["reasons"][0]["message"]
+
+
+def test_a_slow_drip_runs_into_the_timeout_although_bytes_keep_coming(label, dataset, imitation, rows):
+    imitation.orders["a"] = ["drip"]
+    result = label(dataset("a", "b"), timeout=0.5, attempts=1)
+    (rejected,) = rows(result.outputs["rejected"])
+    assert "no answer within 0.5 s (--timeout)" in rejected.meta["rejected"]["reasons"][0]["message"]
+    assert imitation.sent > 2
+
+
+def test_a_body_without_end_is_not_read_into_memory(label, dataset, imitation, rows):
+    imitation.orders["a"] = ["endless"]
+    result = label(dataset("a", "b"), timeout=60.0, attempts=1)
+    (rejected,) = rows(result.outputs["rejected"])
+    assert "a body of more than 16 MiB" in rejected.meta["rejected"]["reasons"][0]["message"]
+    assert imitation.sent < 2**27
+
+
+@pytest.mark.parametrize("text", ["\x00", "[" * 100_000, "{" * 100_000, "\ud800", "a" * 3_000_000])
+def test_answers_of_odd_text_are_judged_and_stored_like_any_other(label, dataset, imitation, rows, text):
+    imitation.orders["a"] = [text]
+    prompt = {"id": "a", "messages": [{"role": "user", "content": "a"}], "response_schema": {"type": "object"}}
+    result = label(dataset(prompt, "b"), attempts=1)
+    assert [record.id for record in rows(result.outputs["labelled"])] == ["b"]
+    assert [record.id for record in rows(result.outputs["rejected"])] == ["a"]
 
 
 def test_a_prompt_longer_than_the_context_is_rejected_without_another_try(label, dataset, imitation, rows):

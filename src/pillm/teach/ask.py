@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from pillm.core import records
-from pillm.core.records import Record
+from pillm.core.records import Message, Record
 from pillm.teach.options import LabelOptions
 
+SCHEMA_WORDS = "Answer with JSON only, without any other text. The JSON must fit this schema: "
 RETRY_TEMPERATURE = 0.7
 """Least temperature after the first attempt: at 0 the same prompt would get the same rejected answer again."""
 
@@ -63,6 +65,8 @@ class Reply(msgspec.Struct, frozen=True):
     failure: Reason | None = None
     lasting: bool = False
     passing: bool = False
+    logprob: float | None = None
+    """Mean log-probability of the answer's tokens, where the backend gives it."""
 
 
 Deliver = Callable[[Sequence[tuple[Ask, Reply]]], None]
@@ -92,3 +96,14 @@ def key_of(teacher: str, settings: dict[str, object], record: Record) -> str:
     seen = Record(record.id, record.messages, record.tools, record.response_schema)
     parts = (teacher, msgspec.json.encode(settings, order="sorted").decode(), records.encode(seen).decode())
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def with_schema(record: Record) -> tuple[Message, ...]:
+    """The dialogue with the record's schema, if it has one, in its system message."""
+    if record.response_schema is None:
+        return record.messages
+    words = SCHEMA_WORDS + json.dumps(record.response_schema, ensure_ascii=False)
+    first, rest = record.messages[0], record.messages[1:]
+    if first.role in ("system", "developer"):
+        return (msgspec.structs.replace(first, content=f"{first.content}\n\n{words}"), *rest)
+    return (Message("system", words), *record.messages)

@@ -1,43 +1,42 @@
 """A teacher in this process: transformers, in batches of prompts of like length.
 
 Prompts are sorted by length (the longest first, so that a batch that does not fit in memory shows at
-the start) and padded on the left. Memory: the weights, and for each token of a batch's prompts and
-answers 2 x layers x key-value width x 2 bytes of cache; a batch that does not fit is halved.
+the start). What they share at their beginning is computed and kept once (`slots`), finished answers leave
+their batch at once and waiting prompts take their places (`generation`). Memory: the weights, and for each
+token of a batch's prompts and answers 2 x layers x key-value width x 2 bytes of cache (4 in float32); a
+batch that does not fit is halved.
 
-At temperature 0 an answer is the likeliest token at each step. Above 0 each row draws with a generator
-of its own seed (Gumbel-max trick: argmax(logits / T + g) with g ~ Gumbel(0, 1) is a draw from
-softmax(logits / T); Maddison et al. 2014, https://arxiv.org/abs/1411.0030, section 2), so that a
-prompt's answer does not depend on its neighbours in the batch. Arithmetic does, in the last bits:
-padding and batch size choose other kernels, which can tip a near tie, in bfloat16 more often than in
+A prompt's answer does not depend on its neighbours in the batch (`sampling`), except for arithmetic, in the
+last bits: another batch chooses other kernels, which can tip a near tie, in bfloat16 more often than in
 float32.
-
-There is no grammar here: a schema is shown to the teacher in the system message, and the answer is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import re
 import struct
-import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import psutil
 
 from pillm.core.errors import MissingError, ResourceError, UsageError
-from pillm.core.events import Emit, Log, Progress
-from pillm.core.records import Message, Record
+from pillm.core.events import Emit, Log
 from pillm.models.chat import ChatTemplate, load_template
-from pillm.teach.ask import Ask, Backend, Call, Deliver, Reason, Reply, Sampling
+from pillm.models.quiet import no_bars
+from pillm.teach import batches
+from pillm.teach.ask import Ask, Backend, Deliver, Reason, Reply, with_schema
+from pillm.teach.parsing import parse
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_WORDS = "Answer with JSON only, without any other text. The JSON must fit this schema: "
+    from pillm.teach.generation import Made
+
+MOST_ROWS = {"cpu": 32, "mps": 32, "cuda": 128}
+"""Largest batch that is chosen by itself: beyond, a step takes as much longer as it does more."""
+
 # What readers of weights, configurations and GGUF files raise on a file that is cut short or is something else.
 _UNREADABLE = (
     OSError,
@@ -51,9 +50,6 @@ _UNREADABLE = (
     struct.error,
 )
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 
 
 class Teacher(msgspec.Struct, frozen=True):
@@ -89,8 +85,7 @@ def load(path: Path, chat_template: str, emit: Emit) -> Teacher:
     where = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:
-        # Reading a GGUF file draws a progress bar that no setting of transformers turns off.
-        with contextlib.redirect_stderr(io.StringIO()):
+        with no_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where)
     except (*_UNREADABLE, SafetensorError) as error:
@@ -143,12 +138,21 @@ def _template(path: Path, tokenizer: Any, name: str) -> ChatTemplate:
     return ChatTemplate(source, str(tokenizer.bos_token or ""), str(tokenizer.eos_token or ""))
 
 
-def backend(teacher: Teacher, batch_size: int, emit: Emit) -> Backend:
-    """Answers in batches of at most `batch_size` prompts."""
-    size = batch_size
+def backend(teacher: Teacher, batch_size: int, emit: Emit, structured: str = "auto") -> Backend:
+    """Answers in batches of at most `batch_size` prompts; 0 chooses from free memory.
+
+    With `structured` "auto" an answer to a schema is held to it by a grammar where there is one.
+    """
+    from pillm.teach import generation, grammar, slots
+
+    shares = slots.use(teacher.model)
+    if not shares:
+        emit(Log("this model's attention is not plain: batches are answered as they are, beginnings are not shared"))
+    matcher = grammar.maker(teacher.tokenizer, teacher.ends, emit) if structured == "auto" else lambda _: None
+    most = batch_size
 
     def answer(asks: Sequence[Ask], deliver: Deliver) -> None:
-        nonlocal size
+        nonlocal most
         ready: list[tuple[Ask, list[int]]] = []
         for ask in asks:
             ids, failure = _prompt(teacher, ask)
@@ -156,24 +160,30 @@ def backend(teacher: Teacher, batch_size: int, emit: Emit) -> Backend:
                 deliver([(ask, Reply(failure=failure, lasting=True))])
             else:
                 ready.append((ask, ids))
-        ready.sort(key=lambda item: -len(item[1]))
         while ready:
-            batch = ready[:size]
+            size = most or _fitting(teacher, ready)
+            done: set[int] = set()
             try:
-                replies = _generate(teacher, batch, emit)
+                for prompts, shared in batches.groups(ready, size):
+                    made = (
+                        generation.by_slots(teacher, prompts, shared, size, matcher, emit)
+                        if shares
+                        else generation.by_generate(teacher, prompts, size, matcher, emit)
+                    )
+                    _deliver(teacher, made, done, deliver)
+                return
             except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error):
                     raise
-                if len(batch) == 1:
-                    raise ResourceError(
-                        "not even one prompt at a time fits in memory", "take a smaller teacher, or a GGUF file of it"
-                    ) from None
-                size = len(batch) // 2
-                emit(Log(f"a batch of {len(batch)} does not fit in memory; going on with {size}", "warning"))
-                _empty_cache()
-                continue
-            deliver([(ask, reply) for (ask, _), reply in zip(batch, replies, strict=True)])
-            ready = ready[len(batch) :]
+            rows = min(size, len(ready) - len(done))
+            if rows == 1:
+                raise ResourceError(
+                    "not even one prompt at a time fits in memory", "take a smaller teacher, or a GGUF file of it"
+                ) from None
+            most = rows // 2
+            emit(Log(f"a batch of {rows} does not fit in memory; going on with {most}", "warning"))
+            _empty_cache()
+            ready = [item for item in ready if id(item[0]) not in done]
 
     return answer
 
@@ -183,7 +193,7 @@ def _prompt(teacher: Teacher, ask: Ask) -> tuple[list[int], Reason | None]:
     record = ask.record
     tools = record.tools if teacher.template.knows_tools else ()
     try:
-        text = teacher.template.render(_with_schema(record), tools, add_generation_prompt=True)
+        text = teacher.template.render(with_schema(record), tools, add_generation_prompt=True)
     except UsageError as error:
         return [], Reason("template", error.message)
     # The template writes the special tokens itself.
@@ -197,122 +207,37 @@ def _prompt(teacher: Teacher, ask: Ask) -> tuple[list[int], Reason | None]:
     return ids, None
 
 
-def _with_schema(record: Record) -> tuple[Message, ...]:
-    if record.response_schema is None:
-        return record.messages
-    words = SCHEMA_WORDS + json.dumps(record.response_schema, ensure_ascii=False)
-    first, rest = record.messages[0], record.messages[1:]
-    if first.role in ("system", "developer"):
-        return (msgspec.structs.replace(first, content=f"{first.content}\n\n{words}"), *rest)
-    return (Message("system", words), *record.messages)
+def _deliver(teacher: Teacher, made: Iterable[list[Made]], done: set[int], deliver: Deliver) -> None:
+    for finished in made:
+        deliver([(item.ask, _reply(teacher, item)) for item in finished])
+        done.update(id(item.ask) for item in finished)
 
 
-def _generate(teacher: Teacher, batch: Sequence[tuple[Ask, list[int]]], emit: Emit) -> list[Reply]:
-    import torch
-    import transformers
-
-    longest = max(len(ids) for _, ids in batch)
-    most = max(ask.sampling.max_tokens for ask, _ in batch)
-    device = teacher.model.device
-    padded = torch.full((len(batch), longest), teacher.pad, dtype=torch.long)
-    mask = torch.zeros_like(padded)
-    for row, (_, ids) in enumerate(batch):
-        padded[row, longest - len(ids) :] = torch.tensor(ids)
-        mask[row, longest - len(ids) :] = 1
-    draw = _drawer([ask.sampling for ask, _ in batch], most, emit)
-    with torch.inference_mode():
-        output = teacher.model.generate(
-            input_ids=padded.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=most,
-            do_sample=False,
-            eos_token_id=list(teacher.ends),
-            pad_token_id=teacher.pad,
-            logits_processor=transformers.LogitsProcessorList([draw]),
-        )
-    rows = output[:, longest:].tolist()
-    return [_reply(teacher, ids, len(prompt), ask.record) for ids, (ask, prompt) in zip(rows, batch, strict=True)]
+def _reply(teacher: Teacher, made: Made) -> Reply:
+    ids = made.tokens
+    ended = bool(ids) and ids[-1] in teacher.ends
+    text = teacher.tokenizer.decode(
+        ids[:-1] if ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    content, calls = parse(text, {tool.function.name for tool in made.ask.record.tools})
+    finish = "stop" if ended else "length"
+    return Reply(content, calls, finish, made.tokens_in, len(ids), logprob=made.logprob / max(1, len(ids)))
 
 
-def _drawer(samplings: Sequence[Sampling], most: int, emit: Emit) -> Callable[[Any, Any], Any]:
-    """A logits processor, [batch, vocabulary] to the same, after which argmax is a draw from each row's sampling."""
+def _fitting(teacher: Teacher, prompts: Sequence[tuple[Ask, list[int]]]) -> int:
+    """Prompts at a time that fit into half of the free memory, from what a token's keys and values take."""
     import torch
 
-    generators = [torch.Generator().manual_seed(sampling.seed) for sampling in samplings]
-    began = told = time.monotonic()
-    step = 0
-
-    def draw(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        nonlocal step, told
-        step += 1
-        if (now := time.monotonic()) - told > 1 and now - began > 2:
-            told = now
-            emit(Progress("batch", step, most, "tokens"))
-        if all(sampling.temperature == 0 for sampling in samplings):
-            return scores
-        scores = scores.float().clone()
-        for row, (sampling, generator) in enumerate(zip(samplings, generators, strict=True)):
-            if sampling.temperature > 0:
-                logits = _nucleus(scores[row] / sampling.temperature, sampling.top_p)
-                noise = torch.empty(len(logits)).exponential_(generator=generator)
-                scores[row] = logits - noise.log().to(logits.device)
-        return scores
-
-    return draw
-
-
-def _nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Logits [vocabulary] with -inf outside the smallest set of tokens that holds `top_p` of the mass."""
-    if top_p >= 1:
-        return logits
-    ordered, order = logits.sort(descending=True)
-    mass = ordered.softmax(-1)
-    outside = order[mass.cumsum(-1) - mass >= top_p]
-    return logits.index_fill(0, outside, float("-inf"))
-
-
-def _reply(teacher: Teacher, ids: list[int], tokens_in: int, record: Record) -> Reply:
-    end = next((place for place, token in enumerate(ids) if token in teacher.ends), None)
-    text = teacher.tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    content, calls = parse(text, {tool.function.name for tool in record.tools})
-    tokens_out = len(ids) if end is None else end + 1
-    finish = "length" if end is None else "stop"
-    return Reply(content, calls, finish, tokens_in, tokens_out)
-
-
-def parse(text: str, tools: Set[str]) -> tuple[str, tuple[Call, ...]]:
-    """Content and tool calls of what a model wrote; `tools` are the declared names.
-
-    Read are calls in the Hermes form (`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`), and an
-    answer that is nothing but such an object with a declared name, as Llama 3 writes it. A thinking
-    model's thoughts and the fence around an answer that is one block of code are left out.
-    """
-    text = _THOUGHT.sub("", text).strip()
-    calls = [_call(body) for body in _CALL.findall(text)]
-    if calls:
-        # What is no JSON stays a call, so that the answer is rejected for its arguments.
-        rest = _CALL.sub("", text).strip()
-        return rest, (*calls, Call("", rest)) if "tool_call>" in rest else tuple(calls)
-    if "<tool_call>" in text:
-        return "", (Call("", text),)
-    if text.startswith("{") and (call := _call(text)).name in tools:
-        return "", (call,)
-    if fenced := _FENCE.match(text):
-        return fenced[1].strip(), ()
-    return text, ()
-
-
-def _call(body: str) -> Call:
-    try:
-        value = json.loads(body)
-    except (json.JSONDecodeError, RecursionError):
-        return Call("", body)
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return Call("", body)
-    arguments = value.get("arguments", value.get("parameters"))
-    if arguments is None:
-        return Call("", body)
-    return Call(value["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+    model, config = teacher.model, teacher.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size()
+    # The stores of a batch are copied once when they grow; logits are a few float32 copies.
+    longest = max(len(ids) + ask.sampling.max_tokens for ask, ids in prompts)
+    row = 2 * longest * token + 4 * 4 * config.vocab_size
+    kind = model.device.type
+    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
+    return max(1, min(MOST_ROWS.get(kind, 32), int(free / 2 / row)))
 
 
 def _is_memory(error: BaseException) -> bool:

@@ -25,7 +25,10 @@ NAME = "label.journal.jsonl"
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One answer. It was accepted if it has no `reasons`; `lasting` ones are not asked again."""
+    """One answer. It can be used if it has no `reasons`; `lasting` ones are not asked again.
+
+    What else is demanded of answers (`validators`) is not written here: it may change from run to run.
+    """
 
     key: str
     attempt: int
@@ -34,6 +37,10 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     lasting: bool = False
     tokens_in: int = 0
     tokens_out: int = 0
+    logprob: float | None = None
+    """Mean log-probability of a token, where the teacher gave it."""
+    template: str = ""
+    """sha256 of the chat template that the teacher used, where it is known."""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -53,10 +60,6 @@ class Journal:
         self.path = path
         self.entries = entries
         self._handle = handle
-
-    def last(self, key: str) -> Entry | None:
-        """The latest answer to a prompt."""
-        return self.entries[key][-1] if key in self.entries else None
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Append and sync. Raises ResourceError if the disk is full."""

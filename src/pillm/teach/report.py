@@ -39,6 +39,20 @@ class LabelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Rejected prompts by the code of the last answer's first reason."""
     without_tools: int
     """Prompts whose tools the teacher could not be shown, since its chat template knows none."""
+    settings: dict[str, object] = {}
+    """What answers were judged by: `require`, bounds, a hash of the user's own function, `best_of`."""
+    answer_reasons: dict[str, int] = {}
+    """Answers (of this and earlier runs, those to prompts that got a good one later included) by fault."""
+    validators: dict[str, int] = {}
+    """Answers rejected by each validator; "basic" are the checks that are always made."""
+    chosen: dict[str, int] = {}
+    """With best_of above 1: labelled prompts by what told the kept answer from the others."""
+    stored_tokens_in: int = 0
+    stored_tokens_out: int = 0
+    """Of all stored answers to these prompts, whichever run got them."""
+    cost: float | None = None
+    stored_cost: float | None = None
+    """Tokens of this run, and of all stored answers, times the prices that were given; in their currency."""
 
 
 def load(path: Path) -> LabelReport:

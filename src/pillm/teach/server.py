@@ -34,6 +34,9 @@ from pillm.teach.ask import Ask, Backend, Deliver, Reason, Reply
 LONGEST_WAIT = 300.0
 """Seconds; a server that asks for a longer pause ends the run instead."""
 
+LARGEST_BODY = 2**24
+"""Bytes; no answer is as long, so a server that does not come to an end is not read into memory."""
+
 FAILURES_IN_A_ROW = 8
 _BUSY = {408, 409, 425, 429}
 
@@ -77,9 +80,10 @@ class _Line:
     """The connection's state, shared by all requests in flight."""
 
     endpoint: Endpoint
-    client: httpx.AsyncClient
     counts: Counts
     emit: Emit
+    how: wire.How = wire.How()  # noqa: RUF009
+    client: httpx.AsyncClient = field(init=False)
     not_before: float = 0.0
     failures: int = 0
     renamed: dict[str, str] = field(default_factory=dict)
@@ -113,8 +117,9 @@ def first_model(endpoint: Endpoint, emit: Emit) -> str:
     """The first model that the server lists. Raises NetworkError, or UsageError if it lists none."""
 
     async def ask() -> bytes:
-        async with _client(endpoint) as client:
-            return await _patiently(_Line(endpoint, client, Counts(), emit), "GET", "/models", None)
+        line = _Line(endpoint, Counts(), emit)
+        async with _client(endpoint) as line.client:
+            return await _patiently(line, "GET", "/models", None)
 
     try:
         listed = wire.models(asyncio.run(ask()))
@@ -129,23 +134,32 @@ def first_model(endpoint: Endpoint, emit: Emit) -> str:
     return listed[0]
 
 
-def knows_tools(endpoint: Endpoint) -> bool:
-    """Whether the chat template of a llama-server shows declared tools to the model; True if it does not say."""
+class Properties(msgspec.Struct, frozen=True):
+    """What a llama-server says of itself: its chat template, and whether that shows declared tools to the model."""
+
+    chat_template: str = ""
+    knows_tools: bool = True
+
+
+def properties(endpoint: Endpoint) -> Properties:
+    """Ask the server; no template, and True, where it does not say (no other server knows this address)."""
     try:
-        with httpx.Client(trust_env=not endpoint.own, timeout=endpoint.timeout) as client:
-            headers = {"Authorization": f"Bearer {endpoint.key}"}
+        with httpx.Client(trust_env=not endpoint.own, timeout=min(endpoint.timeout, 10.0)) as client:
+            headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
             props = client.get(endpoint.url.removesuffix("/v1") + "/props", headers=headers).json()
-        return bool(props["chat_template_caps"].get("supports_tools", True))
-    except (httpx.HTTPError, ValueError, KeyError, AttributeError, TypeError):
-        return True
+        template = props.get("chat_template") or ""
+        knows = props.get("chat_template_caps", {}).get("supports_tools", True)
+        return Properties(template if isinstance(template, str) else "", bool(knows))
+    except (httpx.HTTPError, ValueError, AttributeError, TypeError, RecursionError):
+        return Properties()
 
 
-def backend(endpoint: Endpoint, model: str, counts: Counts, emit: Emit) -> Backend:
+def backend(endpoint: Endpoint, model: str, counts: Counts, emit: Emit, how: wire.How = wire.How()) -> Backend:  # noqa: B008
     """Answers by requests to the server, `endpoint.concurrency` of them in flight."""
 
     def answer(asks: Sequence[Ask], deliver: Deliver) -> None:
         try:
-            asyncio.run(_answer(endpoint, model, counts, emit, asks, deliver))
+            asyncio.run(_answer(_Line(endpoint, counts, emit, how), model, asks, deliver))
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
@@ -167,19 +181,16 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
     return httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout, trust_env=not endpoint.own)
 
 
-async def _answer(
-    endpoint: Endpoint, model: str, counts: Counts, emit: Emit, asks: Sequence[Ask], deliver: Deliver
-) -> None:
+async def _answer(line: _Line, model: str, asks: Sequence[Ask], deliver: Deliver) -> None:
     todo = iter(asks)
-    async with _client(endpoint) as client:
-        line = _Line(endpoint, client, counts, emit)
+    async with _client(line.endpoint) as line.client:
 
         async def work() -> None:
             for ask in todo:
                 deliver([(ask, await _ask(line, model, ask))])
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(endpoint.concurrency, len(asks))):
+            for _ in range(min(line.endpoint.concurrency, len(asks))):
                 group.create_task(work())
 
 
@@ -206,7 +217,7 @@ async def _ask(line: _Line, model: str, ask: Ask) -> Reply:
 
 
 async def _complete(line: _Line, model: str, ask: Ask) -> Reply:
-    body = wire.request(ask, model, line.endpoint.extra)
+    body = wire.request(ask, model, line.endpoint.extra, line.how)
     body = {line.renamed.get(name, name): value for name, value in body.items()}
     return wire.reply(await _patiently(line, "POST", "/chat/completions", body))
 
@@ -242,19 +253,26 @@ async def _once(line: _Line, method: str, path: str, body: dict[str, object] | N
     # A server that asked one request to wait is not asked by the others meanwhile.
     while (wait := line.not_before - time.monotonic()) > 0:
         await asyncio.sleep(wait)
-    async with asyncio.timeout(line.endpoint.timeout):
-        response = await line.client.request(method, line.endpoint.url + path, json=body)
+    async with (
+        asyncio.timeout(line.endpoint.timeout),
+        line.client.stream(method, line.endpoint.url + path, json=body) as response,
+    ):
+        data = b""
+        async for piece in response.aiter_bytes():
+            data += piece
+            if len(data) > LARGEST_BODY:
+                raise _Garbled(f"a body of more than {LARGEST_BODY >> 20} MiB")
     if not response.is_success:
-        kind, message = wire.error_message(response.content)
+        kind, message = wire.error_message(data)
         if response.is_redirect:
             message = f"it redirects to {response.headers.get('location', 'nowhere')}"
         raise _Refused(response.status_code, kind, _clean(message, line.endpoint), _wait(response))
     if method == "POST":
         try:
-            wire.reply(response.content)
+            wire.reply(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise _Garbled(f"not a chat completion ({error})") from None
-    return response.content
+    return data
 
 
 def _again(line: _Line, error: Exception) -> bool | float:

@@ -19,24 +19,33 @@ from pillm.models import refs
 from pillm.models.chat import load_template
 from pillm.teach.ask import Backend
 from pillm.teach.options import LabelOptions
-from pillm.teach.server import Counts, Endpoint, backend, check_key, check_url, first_model, knows_tools
+from pillm.teach.server import Counts, Endpoint, backend, check_key, check_url, first_model, properties
+from pillm.teach.wire import How
 
 
 class Hired(msgspec.Struct, frozen=True):
-    """A teacher at work. `counts` is None in process; `knows_tools` is True where nobody can know."""
+    """A teacher at work. `counts` is None in process; `knows_tools` is True where nobody can know.
+
+    `template` is the sha256 of its chat template, or empty.
+    """
 
     backend: Backend
     counts: Counts | None
     knows_tools: bool
+    template: str = ""
 
 
 class Teacher(msgspec.Struct, frozen=True):
-    """A teacher by name: `identity` and `settings` are what its answers depend on, apart from the prompt."""
+    """A teacher by name: `identity` and `settings` are what its answers depend on, apart from the prompt.
+
+    `template` is the sha256 of its chat template as far as that is known before it is hired.
+    """
 
     identity: str
     backend: str
     settings: dict[str, object]
     hire: Callable[[Emit], AbstractContextManager[Hired]]
+    template: str = ""
 
 
 def choose(options: LabelOptions, emit: Emit) -> Teacher:
@@ -55,13 +64,17 @@ def choose(options: LabelOptions, emit: Emit) -> Teacher:
     settings: dict[str, object] = {
         name: getattr(options, name) for name in ("max_tokens", "temperature", "top_p", "seed")
     }
+    # What is new is named only where it is not the default: answers in older journals stay those of their settings.
+    if options.structured != "auto":
+        settings["structured"] = options.structured
     if is_url:
         if options.chat_template != "model":
             raise UsageError("a server has its own chat template", "leave --chat-template out")
         return _by_address(options, settings, emit)
+    template = ""
     if options.chat_template != "model":
         source = load_template(options.chat_template)
-        settings["chat_template"] = hashlib.sha256(source.encode()).hexdigest()
+        settings["chat_template"] = template = _sha256(source)
     path = refs.resolve(options.teacher, emit)
     identity = refs.identity(options.teacher)
     is_gguf = path.suffix == ".gguf"
@@ -70,15 +83,17 @@ def choose(options: LabelOptions, emit: Emit) -> Teacher:
             f"{options.teacher}: llama-server needs a GGUF file",
             "use --backend transformers, or convert it: pillm export",
         )
-    # llama-server would go on with a template of its own choice.
-    if is_gguf and not gguf_file.describe(path).chat_template and options.chat_template == "model":
-        raise UsageError(
-            f"{path}: this model has no chat template, so it cannot be asked", "give one with --chat-template"
-        )
+    if is_gguf and options.chat_template == "model":
+        # llama-server would go on with a template of its own choice.
+        if not (source := gguf_file.describe(path).chat_template):
+            raise UsageError(
+                f"{path}: this model has no chat template, so it cannot be asked", "give one with --chat-template"
+            )
+        template = _sha256(source)
     if options.backend == "llama-server" or (options.backend == "auto" and is_gguf):
         settings["context"] = options.context
-        return Teacher(identity, "llama-server", settings, lambda emit: _own_server(options, path, emit))
-    return Teacher(identity, "transformers", settings, lambda emit: _in_process(options, path, emit))
+        return Teacher(identity, "llama-server", settings, lambda emit: _own_server(options, path, emit), template)
+    return Teacher(identity, "transformers", settings, lambda emit: _in_process(options, path, emit), template)
 
 
 def _by_address(options: LabelOptions, settings: dict[str, object], emit: Emit) -> Teacher:
@@ -88,8 +103,20 @@ def _by_address(options: LabelOptions, settings: dict[str, object], emit: Emit) 
     endpoint = Endpoint(url, key, place, options.timeout, options.attempts, options.concurrency)
     counts = Counts()
     name = options.model_name or first_model(endpoint, emit)
-    hired = Hired(backend(endpoint, name, counts, emit), counts, True)
-    return Teacher(f"{url}#{name}", "openai", settings, lambda _: contextlib.nullcontext(hired))
+
+    def hire(_: Emit) -> AbstractContextManager[Hired]:
+        ask = backend(endpoint, name, counts, emit, _how(options))
+        return contextlib.nullcontext(Hired(ask, counts, True, _sha256(properties(endpoint).chat_template)))
+
+    return Teacher(f"{url}#{name}", "openai", settings, hire)
+
+
+def _how(options: LabelOptions) -> How:
+    return How(options.structured == "auto", options.best_of > 1)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 @contextlib.contextmanager
@@ -119,7 +146,9 @@ def _own_server(options: LabelOptions, path: Path, emit: Emit) -> Iterator[Hired
         )
         counts = Counts()
         name = options.model_name or path.stem
-        yield Hired(backend(endpoint, name, counts, emit), counts, knows_tools(endpoint))
+        known = properties(endpoint)
+        ask = backend(endpoint, name, counts, emit, _how(options))
+        yield Hired(ask, counts, known.knows_tools, _sha256(known.chat_template))
 
 
 @contextlib.contextmanager
@@ -127,4 +156,5 @@ def _in_process(options: LabelOptions, path: Path, emit: Emit) -> Iterator[Hired
     from pillm.teach import in_process
 
     teacher = in_process.load(path, options.chat_template, emit)
-    yield Hired(in_process.backend(teacher, options.batch_size, emit), None, teacher.template.knows_tools)
+    ask = in_process.backend(teacher, options.batch_size, emit, options.structured)
+    yield Hired(ask, None, teacher.template.knows_tools, _sha256(teacher.template.source))

@@ -8,7 +8,14 @@ from typing import Any
 import msgspec
 
 from pillm.core.records import Record, plain
-from pillm.teach.ask import Ask, Call, Reason, Reply
+from pillm.teach.ask import Ask, Call, Reason, Reply, with_schema
+
+
+class How(msgspec.Struct, frozen=True):
+    """How is asked: with the server's schema support, or the schema in the prompt; with log-probabilities or without."""
+
+    structured: bool = True
+    logprobs: bool = False
 
 
 class _Function(msgspec.Struct):
@@ -26,9 +33,18 @@ class _Message(msgspec.Struct):
     refusal: str | None = None
 
 
+class _Token(msgspec.Struct):
+    logprob: float | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
 class _Choice(msgspec.Struct):
     message: _Message
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -49,9 +65,11 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-def request(ask: Ask, model: str, extra: dict[str, object]) -> dict[str, Any]:
+def request(ask: Ask, model: str, extra: dict[str, object], how: How = How()) -> dict[str, Any]:  # noqa: B008
     """The body of a chat completion request for one prompt."""
     sampling, record = ask.sampling, ask.record
+    if not how.structured and record.response_schema is not None:
+        record = msgspec.structs.replace(record, messages=with_schema(record), response_schema=None)
     body: dict[str, Any] = {
         "model": model,
         "messages": messages(record),
@@ -61,6 +79,9 @@ def request(ask: Ask, model: str, extra: dict[str, object]) -> dict[str, Any]:
         "seed": sampling.seed,
         **extra,
     }
+    if how.logprobs:
+        # llama-server gives none for top_logprobs 0.
+        body |= {"logprobs": True, "top_logprobs": 1}
     if record.tools:
         body["tools"] = plain(record.tools)
     if record.response_schema is not None:
@@ -107,7 +128,14 @@ def reply(body: bytes) -> Reply:
         tokens_in=usage.prompt_tokens,
         tokens_out=usage.completion_tokens,
         failure=refused,
+        logprob=_mean(choice.logprobs),
     )
+
+
+def _mean(given: _Logprobs | None) -> float | None:
+    tokens = [token.logprob for token in (given.content if given else None) or []]
+    known = [logprob for logprob in tokens if logprob is not None]
+    return sum(known) / len(known) if known and len(known) == len(tokens) else None
 
 
 def _call(function: _Function) -> Call:
