@@ -1,0 +1,1 @@
+"""`pillm logits`: a teacher's distributions on labelled dialogues, cached for training."""
