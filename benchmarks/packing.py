@@ -46,7 +46,7 @@ def main() -> None:
         }
         attention.use(model)
         if given.method == "lora":
-            model = student.add_lora(model, options.rank, options.alpha, 0.0)
+            model = student.with_adapters(Path("-"), model, settings)
         masters = loop.set_arithmetic(model, settings)
 
         def rate(packing: str, number: int) -> tuple[float, float]:

@@ -46,7 +46,7 @@ def pack_attention(
     `pieces` are the bounds of the shared beginning and of each continuation: [0, P, e1, e2, ..., L].
     """
     if any(more.get(name) is not None for name in ("softcap", "s_aux")):
-        raise UsageError("this student's attention has parts that pillm cannot train", "take another student")
+        raise UsageError("this model's attention has parts that pillm cannot train", "take another model")
     # One split, and not a slice a piece: the gradient of a slice is a tensor of the whole length.
     lengths = [end - start for start, end in itertools.pairwise(pieces)]
     keys, values = key.split(lengths, dim=2), value.split(lengths, dim=2)
@@ -88,9 +88,11 @@ def _attend(
 @functools.lru_cache(32)
 def _hidden(length: int, before: int, window: int | None, device: torch.device) -> torch.Tensor:
     """Which of (before + length) keys each of `length` queries does not see: bool [length, before + length]."""
-    at = torch.arange(before, before + length, device=device)[:, None]
-    keys = torch.arange(before + length, device=device)[None]
-    return keys > at if window is None else (keys > at) | (at - keys >= window)
+    # What is made in inference mode can never be used in training, and these are kept for both.
+    with torch.inference_mode(False):
+        at = torch.arange(before, before + length, device=device)[:, None]
+        keys = torch.arange(before + length, device=device)[None]
+        return keys > at if window is None else (keys > at) | (at - keys >= window)
 
 
 def use(model: Any) -> None:
@@ -98,6 +100,6 @@ def use(model: Any) -> None:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     if other := kinds - {"full_attention", "sliding_attention"}:
         # Such layers would carry one dialogue's state into the next.
-        raise UsageError(f"pillm cannot train students with layers of {', '.join(other)}", "take another student")
+        raise UsageError(f"pillm cannot run packs through layers of {', '.join(other)}", "take another model")
     AttentionInterface.register(NAME, pack_attention)
     model.set_attn_implementation(NAME)

@@ -39,6 +39,8 @@ class Encoded(NamedTuple):
     learned: list[bool]
     group: bytes
     """Equal for dialogues with the same system message and tools."""
+    number: int = -1
+    """Its place among the records; what a pack says it holds."""
 
 
 class Pack(NamedTuple):
@@ -54,6 +56,8 @@ class Pack(NamedTuple):
     position: list[int]
     learned: list[bool]
     previous: list[int]
+    dialogues: tuple[int, ...] = ()
+    """`Encoded.number` of each continuation, in order: so are the learned tokens."""
 
     @property
     def targets(self) -> int:
@@ -73,7 +77,7 @@ def encode(
     result: list[Encoded] = []
     # What the tokenizer puts before any text, llama.cpp puts there too; a template may write it itself.
     begin = [token for token in tokenizer("").input_ids if token == tokenizer.bos_token_id]
-    for record in records:
+    for number, record in enumerate(records):
         text, spans = template.assistant_spans(record.messages, record.tools)
         if loss_on == "last":
             spans = spans[-1:]
@@ -90,7 +94,7 @@ def encode(
         if begin and ids[1:2] == begin:
             ids, learned = ids[1:], learned[1:]
         head = record.messages[:1] if record.messages[0].role in ("system", "developer") else ()
-        result.append(Encoded(ids, learned, msgspec.json.encode([plain(head), plain(record.tools)])))
+        result.append(Encoded(ids, learned, msgspec.json.encode([plain(head), plain(record.tools)]), number))
     return result
 
 
@@ -152,12 +156,12 @@ def pack(
         start = shared.get(item.group, 0)
         extra = _rounded(len(item.ids) - start, _PIECE)
         if item.group in open_packs and sizes[item.group] + extra > max_tokens:
-            packs.append(_build(open_packs.pop(item.group), start, max_tokens))
+            packs.append(built(open_packs.pop(item.group), start, max_tokens))
         if item.group not in open_packs:
             open_packs[item.group], sizes[item.group] = [], start
         open_packs[item.group].append(item)
         sizes[item.group] += extra
-    packs += [_build(items, shared.get(group, 0), max_tokens) for group, items in open_packs.items()]
+    packs += [built(items, shared.get(group, 0), max_tokens) for group, items in open_packs.items()]
     if rng:
         rng.shuffle(packs)
     return packs
@@ -167,9 +171,11 @@ def _rounded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def _build(items: Sequence[Encoded], start: int, max_tokens: int) -> Pack:
+def built(items: Sequence[Encoded], start: int, max_tokens: int) -> Pack:
+    """One pack of these dialogues, whose first `start` tokens are the same. Padded where that leaves it in `max_tokens`."""
     ids = items[0].ids[:start]
-    result = Pack(ids, [0] * start, list(range(start)), [False] * start, [max(0, i - 1) for i in range(start)])
+    result = Pack(ids, [0] * start, list(range(start)), [False] * start, [max(0, i - 1) for i in range(start)],
+                  tuple(item.number for item in items))  # fmt: skip
     for segment, item in enumerate(items, 1):
         base = len(result.ids)
         count = len(item.ids) - start

@@ -11,43 +11,33 @@ import contextlib
 import ctypes
 import hashlib
 import math
-import pickle
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
-from pillm.core.artifacts import atomic_file
-from pillm.core.errors import PillmError, ResourceError, writing
-from pillm.core.events import Emit, Log, Metric, Progress
+from pillm.core.errors import PillmError, ResourceError
+from pillm.core.events import Emit, Metric, Progress
+from pillm.core.options import NoEffect, marks
+from pillm.train import checkpoint, watch
+from pillm.train.checkpoint import CHECKPOINT
 from pillm.train.dialogues import Encoded, Pack, pack, shared_beginnings, tensors
-from pillm.train.head_loss import summed_loss
+from pillm.train.head_loss import judged
+from pillm.train.losses.objectives import Objective, cross_entropy
 from pillm.train.options import TrainOptions
+from pillm.train.report import Step
 from pillm.train.settings import Settings
 
-CHECKPOINT = "checkpoint"
 CHECKPOINT_SHARE = 20
 """A checkpoint is written after this many times as long as the last one took, so that no more than a twentieth of
 the time goes into them: a gigabyte takes 8 s on a slow disk, a seventh of the time if it is written every minute."""
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line of training.jsonl. Losses in nats per learned token."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    tokens: int
-    """Tokens processed so far, shared beginnings counted once a pack."""
-    validation_loss: float | None = None
 
 
 class Plan(NamedTuple):
@@ -85,22 +75,47 @@ def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> 
     return peak * (1 - 0.9 * done) if options.schedule == "linear" else peak
 
 
-def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
-    """Summed cross-entropy, in nats, of a pack's learned tokens. No other logits are made."""
+Judge = Callable[[Pack, torch.Tensor], Objective]
+"""(pack, its targets on the device) -> what its logits are judged by."""
+Write = Callable[[Any, int, Sequence[Pack]], list[Pack] | None]
+"""(model, step, packs) -> the same dialogues with answers that the student writes, or None if this step takes the data's."""
+
+
+def by_labels(item: Pack, targets: torch.Tensor) -> Objective:
+    """Cross-entropy, which needs nothing but the labels."""
+    return cross_entropy(targets)
+
+
+def pack_sums(model: Any, item: Pack, device: str, judge: Judge = by_labels) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pack's loss, summed over its learned tokens, and the sums [loss, cross-entropy, divergence], in nats.
+
+    No other logits are made.
+    """
     inputs = tensors(item)
     predict, targets = inputs.pop("predict").to(device), inputs.pop("targets").to(device)
     for name in ("input_ids", "position_ids"):
         inputs[name] = inputs[name].to(device)
-    return summed_loss(model, inputs, predict, targets)
+    return judged(model, inputs, predict, judge(item, targets))
+
+
+def pack_loss(model: Any, item: Pack, device: str) -> torch.Tensor:
+    """Summed cross-entropy, in nats, of a pack's learned tokens."""
+    return pack_sums(model, item, device)[0]
+
+
+def mean_losses(model: Any, packs: Sequence[Pack], settings: Settings, judge: Judge = by_labels) -> list[float]:
+    """Validation: loss, cross-entropy and divergence, nats per learned token."""
+    model.eval()
+    with torch.no_grad():
+        sums = [pack_sums(model, item, settings.device, judge)[1].tolist() for item in packs]
+    model.train()
+    count = max(1, sum(item.targets for item in packs))
+    return [math.fsum(column) / count for column in zip(*sums, strict=True)]
 
 
 def mean_loss(model: Any, packs: Sequence[Pack], settings: Settings) -> float:
-    """Validation loss, nats per learned token."""
-    model.eval()
-    with torch.no_grad():
-        total = sum(float(pack_loss(model, item, settings.device)) for item in packs)
-    model.train()
-    return total / max(1, sum(item.targets for item in packs))
+    """Validation cross-entropy, nats per learned token."""
+    return mean_losses(model, packs, settings)[1]
 
 
 def set_arithmetic(model: Any, settings: Settings) -> dict[str, torch.Tensor]:
@@ -117,7 +132,8 @@ def set_arithmetic(model: Any, settings: Settings) -> dict[str, torch.Tensor]:
     model.to(settings.device)
     for parameter in model.parameters():
         # Not model.to(dtype): that would round the buffers too, and with the rotary frequencies every position.
-        parameter.data = parameter.data.to(getattr(torch, settings.dtype))
+        if parameter.is_floating_point():  # not the packed weights of a 4-bit base
+            parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     return masters
 
 
@@ -140,13 +156,20 @@ def train(
     identity: str,
     emit: Emit,
     after_step: Callable[[int], None] | None = None,
+    *,
+    judge: Judge = by_labels,
+    judge_own: Judge = by_labels,
+    write: Write | None = None,
+    track: Callable[[Step], None] | None = None,
 ) -> list[Step]:
     """Train `model` and its `masters` (see set_arithmetic) and return the log.
 
-    Checkpoints go to `options.out`/checkpoint.
+    Packs are judged by `judge`; those that the student has written itself (`write`) by `judge_own`. Every step is
+    given to `track`. Checkpoints go to `options.out`/checkpoint.
 
     `identity` names everything that the curve depends on; a checkpoint of another identity is not
-    used. Raises PillmError if the loss is no longer a number, ResourceError if memory runs out.
+    used. Raises PillmError if the loss is no longer a number or stays far above its start, ResourceError if memory
+    runs out.
     """
     weights = {name: p for name, p in model.named_parameters() if name in masters}
     decayed = [p for p in masters.values() if p.ndim > 1]
@@ -155,8 +178,8 @@ def train(
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.99), fused=settings.device != "mps")
     scaler = torch.amp.GradScaler(settings.device, enabled=settings.dtype == "float16")
     folder = options.out / CHECKPOINT
-    log = _restore(folder, identity, masters, optimizer, scaler, emit)
-    _copy(masters, weights)
+    log = checkpoint.restore(folder, identity, masters, optimizer, scaler, emit)
+    checkpoint.copy(masters, weights)
     steps = len(work.steps)
     tokens = log[-1].tokens if log else 0
     saved, cost = time.monotonic(), 0.0
@@ -168,12 +191,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             packs = work.steps[number]
+            own = write(model, number, packs) if write else None
+            packs = own or packs
             targets = sum(item.targets for item in packs)
-            loss = 0.0
+            sums = [0.0, 0.0, 0.0]
             for item in packs:
-                part = pack_loss(model, item, settings.device) / targets
-                scaler.scale(part).backward()
-                loss += part.item()
+                part, parts = pack_sums(model, item, settings.device, judge_own if own else judge)
+                scaler.scale(part / targets).backward()
+                sums = [one + more / targets for one, more in zip(sums, parts.tolist(), strict=True)]
+            loss, of_labels, divergence = sums
             if not math.isfinite(loss):
                 raise PillmError(
                     f"step {number + 1}: the loss is {loss}, training has come apart",
@@ -184,24 +210,44 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=False)
-            _copy(masters, weights)
+            checkpoint.copy(masters, weights)
             size = sum(len(item.ids) for item in packs)
             tokens += size
             last = number + 1 == steps
-            check = mean_loss(model, work.validation, settings) if work.validation and (last or number == 0) else None
-            log.append(Step(number + 1, loss, rate, tokens, check))
+            checked = last or number == 0 or (options.validate_every and not (number + 1) % options.validate_every)
+            check = mean_losses(model, work.validation, settings, judge) if work.validation and checked else None
+            log.append(_step(number + 1, loss, of_labels, divergence, rate, tokens, check, own=bool(own)))
             emit(Metric("loss", loss, number + 1, "nats/token"))
+            if track:
+                track(log[-1])
+            watch.stop_if_apart(log)
             emit(Metric("tokens_per_second", size / (time.monotonic() - started), number + 1, "tokens/s"))
             emit(Progress("training", number + 1, steps, "steps"))
             # The last one too: the merge needs memory and disk, and may be what fails.
             if last or time.monotonic() - saved > max(options.checkpoint_every, CHECKPOINT_SHARE * cost):
                 started = time.monotonic()
-                _save(folder, identity, masters, optimizer, scaler, log)
+                checkpoint.save(folder, identity, masters, optimizer, scaler, log)
                 saved = time.monotonic()
                 cost = saved - started
             if after_step:
                 after_step(number + 1)
     return log
+
+
+def _step(
+    number: int, loss: float, of_labels: float, divergence: float, rate: float, tokens: int, check: list[float] | None,
+    *, own: bool,
+) -> Step:  # fmt: skip
+    # With cross-entropy alone the other two say nothing more.
+    taught = not math.isnan(divergence)
+    return Step(
+        number, loss, rate, tokens,
+        validation_loss=check[0] if check else None,
+        cross_entropy=of_labels if taught and not math.isnan(of_labels) else None,
+        divergence=divergence if taught else None,
+        validation_cross_entropy=check[1] if check and not math.isnan(check[2]) else None,
+        on_policy=own,
+    )  # fmt: skip
 
 
 def give_back_memory() -> None:
@@ -253,67 +299,18 @@ def _add_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> None:
         weight.grad = None
 
 
-def _copy(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in target.items():
-            if tensor is not source[name]:
-                tensor.copy_(source[name])
-
-
-def _save(
-    folder: Path, identity: str, masters: dict[str, torch.Tensor], optimizer: Any, scaler: Any, log: list[Step]
-) -> None:
-    state = {
-        "identity": identity,
-        "weights": {name: p.detach() for name, p in masters.items()},
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "log": msgspec.json.encode(log).decode(),
-    }
-    # A file, since a folder is not replaced in one step.
-    with writing(folder), atomic_file(folder / "state.pt") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:
-            # torch cannot close its archive on a full disk, and hides the system's error behind its own.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
-
-
-def _restore(
-    folder: Path, identity: str, masters: dict[str, torch.Tensor], optimizer: Any, scaler: Any, emit: Emit
-) -> list[Step]:
-    file = folder / "state.pt"
-    if not file.is_file():
-        return []
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        emit(Log(f"{file}: not readable ({error}); training starts anew", "warning"))
-        return []
-    if state["identity"] != identity:
-        emit(Log("the checkpoint here belongs to other data or options; training starts anew", "warning"))
-        return []
-    _copy(state["weights"], masters)
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["random"])
-    if state["cuda_random"]:
-        torch.cuda.set_rng_state_all(state["cuda_random"])
-    log = msgspec.json.decode(state["log"], type=list[Step])
-    emit(Log(f"going on from the checkpoint after step {len(log)}"))
-    return log
-
-
-def identity_of(options: TrainOptions, settings: Settings, student: str, work: Plan) -> str:
-    """Hash of all that the loss curve depends on: options, settings, student, and every token in order."""
+def identity_of(
+    options: TrainOptions, settings: Settings, student: str, work: Plan, taught_by: Sequence[str] = ()
+) -> str:
+    """Hash of all that the loss curve depends on: options, settings, student, every token in order, and whatever
+    `taught_by` says of a teacher or a cache.
+    """
     digest = hashlib.sha256(student.encode())
-    digest.update(options.model_dump_json(exclude={"out", "checkpoint_every", "data", "card", "student"}).encode())
-    digest.update(
-        msgspec.json.encode([settings.device, settings.dtype, settings.learning_rate, str(torch.__version__)])
-    )
-    digest.update(msgspec.json.encode([[item.ids for item in packs] for packs in work.steps]))
+    # Files and models are told by what they hold.
+    left_out = {*marks(TrainOptions, NoEffect), "data", "card", "student", "logits", "teacher"}
+    digest.update(options.model_dump_json(exclude=left_out).encode())
+    chosen = [settings.device, settings.dtype, settings.learning_rate, settings.method, settings.rank, settings.alpha,
+              settings.lora_dropout, settings.base, settings.double_quantization]  # fmt: skip
+    digest.update(msgspec.json.encode([*chosen, str(torch.__version__), taught_by]))
+    digest.update(msgspec.json.encode([[(item.ids, item.learned) for item in packs] for packs in work.steps]))
     return digest.hexdigest()

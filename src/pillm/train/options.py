@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, unit
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, Shorthands, StageOptions, unit
 
 
 class TrainOptions(StageOptions):
@@ -21,8 +22,23 @@ class TrainOptions(StageOptions):
     student: Annotated[str, ModelReference()] = Field(
         description="Student: hf:org/name@rev, pkg:distribution, folder or .gguf"
     )
-    method: Literal["lora", "full"] = Field(
-        "lora", description="What is trained: low-rank adapters, or the weights themselves"
+    init: str = Field(
+        "",
+        description="Make the student smaller before training: prune:layers=20, and also ffn=, heads=, hidden= (docs/training.md)",
+    )
+    preset: Literal["", "qlora-ampere", "qlora-turing", "qlora-ada", "qlora-hopper", "qlora-cpu"] = Field(
+        "", description="QLoRA defaults for a kind of hardware (pillm presets lists them); options that are given win"
+    )
+    method: Annotated[Literal["lora", "rslora", "dora", "full"], Shorthands()] = Field(
+        "lora",
+        description="What is trained: low-rank adapters (rslora: scaled by alpha / sqrt(rank), dora: directions and lengths apart), or the weights themselves",
+    )
+    base: Literal["16bit", "nf4", "fp4"] = Field(
+        "16bit",
+        description="How the frozen weights under adapters are kept; nf4 and fp4 are QLoRA (needs bitsandbytes)",
+    )
+    double_quantization: bool = Field(
+        True, description="Quantize the scales of a 4-bit base, too (0.4 bits a weight less)"
     )
     embeddings: Literal["freeze", "train"] = Field(
         "freeze",
@@ -53,7 +69,7 @@ class TrainOptions(StageOptions):
         description="prefix: dialogues that begin alike share that beginning in one sequence; separate: each dialogue whole",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate (default: 1e-3 for lora, 2e-4 for full)"
+        None, gt=0, description="Peak learning rate (default: 1e-3 for adapters, 2e-4 for full)"
     )
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="How the learning rate goes down after warm-up"
@@ -63,6 +79,35 @@ class TrainOptions(StageOptions):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm")
     loss_on: Literal["assistant", "last"] = Field(
         "assistant", description="Turns that are learned: every assistant turn, or only the last"
+    )
+    loss: Literal["auto", "cross-entropy", "forward-kl", "reverse-kl", "jsd", "uld"] = Field(
+        "auto",
+        description="auto: forward-kl where there are a teacher's logits, else cross-entropy; uld: teacher with another tokenizer",
+    )
+    logits: Annotated[Path | None, InputFile()] = Field(
+        None, description="Cache of a teacher's distributions on this data (pillm logits)"
+    )
+    teacher: Annotated[str | None, ModelReference()] = Field(
+        None, description="Teacher that runs beside the student, instead of a cache: hf:, pkg:, folder or .gguf"
+    )
+    kd_weight: float = Field(1.0, ge=0, le=1, description="Share of the distillation loss; the rest is cross-entropy")
+    kd_temperature: float = Field(
+        1.0,
+        gt=0,
+        le=20,
+        description="Temperature of both distributions; a cache has one of its own, which must be the same",
+    )
+    jsd_beta: float = Field(
+        0.5, gt=0, lt=1, description="Generalised Jensen-Shannon divergence: share of the teacher in the mixture"
+    )
+    on_policy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of steps in which the student writes the answers and the teacher scores them",
+    )
+    on_policy_tokens: int = Field(
+        64, ge=1, description="Longest answer that the student writes", json_schema_extra=unit("tokens")
     )
     validation: float = Field(0.02, ge=0, lt=0.5, description="Part of the data kept for the validation loss")
     chat_template: Annotated[str, NameOrFile()] = Field(
@@ -76,6 +121,15 @@ class TrainOptions(StageOptions):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="Recompute activations to save memory; auto: on if memory is short"
     )
+    validate_every: int | None = Field(
+        None,
+        ge=1,
+        description="Validation loss after every so many steps (always at the start and the end)",
+        json_schema_extra=unit("steps"),
+    )
+    track: Annotated[Literal["none", "tensorboard", "trackio"], NoEffect()] = Field(
+        "none", description="Also log to TensorBoard or trackio, in OUT/track (each an extra package)"
+    )
     checkpoint_every: Annotated[float, NoEffect()] = Field(
         60.0,
         ge=0,
@@ -83,3 +137,9 @@ class TrainOptions(StageOptions):
         json_schema_extra=unit("s"),
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed for order, split and initial weights of adapters")
+
+    def preset_values(self) -> Mapping[str, object]:
+        """What the preset sets where it is not given."""
+        from pillm.train.presets import PRESETS
+
+        return PRESETS[self.preset].values if self.preset else {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import os
 import random
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ from pillm.core.shipped import data_path
 from pillm.core.stage import Result
 from pillm.models import refs
 from pillm.models.chat import ChatTemplate
+from pillm.train.memory import sizes_of_model
 from pillm.train.options import TrainOptions
-from pillm.train.report import TrainReport
+from pillm.train.presets import applied
+from pillm.train.report import Distillation, Step, TrainReport
+from pillm.train.shape import parse
 
 try:
     import torch
     import transformers
     from safetensors import SafetensorError
 
-    from pillm.train import attention, loop, student
+    from pillm.train import attention, lessons, loop, prune, student, tracking
     from pillm.train.dialogues import Encoded, check, encode
-    from pillm.train.settings import settle, table
+    from pillm.train.memory import sizes_of_model
+    from pillm.train.settings import Settings, settle, table
 except ModuleNotFoundError as error:
     raise MissingError(
         f"training needs {error.name}, which is not installed", "pip install 'pi-llm-optimizer[train]'"
@@ -48,6 +53,10 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    options = applied(options)
+    options = applied(options)
+    choice = lessons.choose(options)
+    parse(options.init)
     file = data_path(options.data)
     card = _read_card(options.card)
     records = _answered(jsonl.read(file), str(options.data), emit)
@@ -61,23 +70,29 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     model, tokenizer, came_in = student.load(path, torch.float32)
     emit(Progress("loading the student", 1, 1, "models"))
     config = model.config.get_text_config()
-    settings = settle(options, model.num_parameters(), config.num_hidden_layers, config.hidden_size)
+    settings = settle(
+        options, model.num_parameters(), config.num_hidden_layers, config.hidden_size, sizes_of_model(model), emit
+    )
     with_tools = any(record.tools for record in records)
     template = student.chat_template(options.chat_template, tokenizer, with_tools)
-    hyperparameters = list(table(options, settings))
+    hyperparameters = _with_choice(table(options, settings), choice)
     for name, value, source in hyperparameters:
         emit(Log(f"{name} = {value} ({source})"))
 
     encoded = encode(records, template, tokenizer, options.loss_on)
     kept = check(records, encoded, str(options.data), options.max_length, options.long)
+    _check_context(options, config, [encoded[i] for i in kept])
     training, validation = _split([encoded[i] for i in kept], options)
     work = loop.plan(training, validation, options)
 
-    torch.manual_seed(options.seed)
     attention.use(model)
-    if options.method == "lora":
+    model, base = _made_smaller(model, path, options, settings, work, emit)
+    with _quiet():
+        taught = lessons.prepare(options, settings, records, [*training, *validation], template, tokenizer, model, emit)
+    torch.manual_seed(options.seed)
+    if settings.method != "full":
         with _quiet():
-            model = student.add_lora(model, options.rank, options.alpha, options.lora_dropout)
+            model = student.with_adapters(path, model, settings)
     elif options.embeddings == "freeze":
         for part in (model.get_input_embeddings(), model.get_output_embeddings()):
             part.requires_grad_(False)
@@ -89,18 +104,21 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     total = sum(p.numel() for p in model.parameters())
     emit(Log(f"{len(training)} dialogues, {len(work.steps)} steps, {trained:,} of {total:,} parameters are trained"))
 
-    with _quiet():
-        identity = loop.identity_of(options, settings, refs.identity(options.student), work)
-        log = loop.train(model, masters, work, options, settings, identity, emit)
+    with _quiet(), tracking.opened(options) as track:
+        identity = loop.identity_of(options, settings, refs.identity(options.student), work, taught.identity)
+        log = loop.train(
+            model, masters, work, options, settings, identity, emit,
+            judge=taught.data, judge_own=taught.own, write=taught.write, track=track,
+        )  # fmt: skip
         loop.give_back_memory()
         emit(Progress("merging", 0, 1, "models"))
-        final = student.merged(loop.take_masters(model, masters), path, options.method)
+        final = student.merged(loop.take_masters(model, masters), base, settings)
     final.to(came_in)
     # What changes nothing in the result, or says how much memory is free, would make equal runs differ.
-    unrelated = {*marks(TrainOptions, NoEffect), "gradient_checkpointing"}
+    unrelated = {*marks(TrainOptions, NoEffect), "gradient_checkpointing", "logits"}
     report = TrainReport(
         student=options.student,
-        method=options.method,
+        method=settings.method,
         chat_template=_template_name(options, template, tokenizer),
         records=len(training),
         validation_records=len(validation),
@@ -117,6 +135,8 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         last_validation_loss=log[-1].validation_loss,
         hyperparameters=[row for row in hyperparameters if row[0] not in unrelated],
         dataset_card=hashlib.sha256(card).hexdigest() if card else None,
+        loss=choice.loss,
+        distillation=_distillation(options, taught, log),
     )
     outputs = _publish(options, final, tokenizer, template, log, report, card, emit)
     metrics = {
@@ -125,6 +145,7 @@ def run(options: TrainOptions, emit: Emit) -> Result:
         "validation_loss": log[-1].validation_loss,
         "steps": len(log),
         "tokens": log[-1].tokens,
+        "loss": choice.loss,
     }
     return Result(outputs, metrics)
 
@@ -157,6 +178,74 @@ def _split(encoded: list[Encoded], options: TrainOptions) -> tuple[list[Encoded]
         count = max(1, count)
     aside = set(order[:count])
     return [e for i, e in enumerate(encoded) if i not in aside], [encoded[i] for i in sorted(aside)]
+
+
+def _check_context(options: TrainOptions, config: Any, encoded: list[Encoded]) -> None:
+    """Raises UsageError if a dialogue is longer than the student reads: beyond that, positions mean nothing to it."""
+    limit = getattr(config, "max_position_embeddings", None)
+    longest = max(len(item.ids) for item in encoded)
+    if limit and longest > limit:
+        many = sum(len(item.ids) > limit for item in encoded)
+        raise UsageError(
+            f"{options.data}: {many} dialogues are longer than the {limit} tokens that the student reads"
+            f" (the longest has {longest})",
+            f"leave them out: --max-length {limit} --long drop; or take a student with a longer context",
+        )
+
+
+def _made_smaller(
+    model: Any, path: Path, options: TrainOptions, settings: Settings, work: loop.Plan, emit: Emit
+) -> tuple[Any, Callable[[], Any]]:
+    """The student as it is to be trained, and what gives the same anew in float32, to be merged with adapters."""
+
+    def loaded() -> Any:
+        return student.load(path, torch.float32)[0]
+
+    shape = parse(options.init)
+    if shape is None:
+        return model, loaded
+    small = prune.pruned(model, shape, [item for packs in work.steps for item in packs], settings, emit)
+    attention.use(small)
+    if settings.method == "full":
+        return small, loaded
+    fresh = {name: value.clone() for name, value in small.state_dict().items()}
+    config = copy.deepcopy(small.config)
+
+    def again() -> Any:
+        made = type(small)(config)
+        made.load_state_dict(fresh)
+        return made
+
+    return small, again
+
+
+def _with_choice(rows: Iterable[tuple[str, str, str]], choice: lessons.Choice) -> list[tuple[str, str, str]]:
+    """The table with what `auto` means for the loss."""
+    values = {"loss": choice.loss, "kd_weight": str(choice.share)}
+    return [
+        (name, values[name], f"chosen: {choice.reasons[name]}") if name in choice.reasons else (name, value, source)
+        for name, value, source in rows
+    ]
+
+
+def _distillation(options: TrainOptions, taught: lessons.Lessons, log: list[Step]) -> Distillation | None:
+    choice = taught.choice
+    if choice.loss == "cross-entropy":
+        return None
+    return Distillation(
+        loss=choice.loss,
+        own_loss=choice.own if options.on_policy else None,
+        weight=choice.share,
+        temperature=options.kd_temperature,
+        teacher=options.teacher,
+        teacher_identity=taught.teacher or (taught.cache.manifest.teacher if taught.cache else None),
+        cache=taught.cache.identity if taught.cache else None,
+        cache_kind=taught.cache.manifest.kind if taught.cache else None,
+        biased=bool(taught.cache and taught.cache.manifest.biased),
+        on_policy_steps=sum(step.on_policy for step in log),
+        first_validation_cross_entropy=log[0].validation_cross_entropy,
+        last_validation_cross_entropy=log[-1].validation_cross_entropy,
+    )
 
 
 def _unpacked(item: Any) -> int:

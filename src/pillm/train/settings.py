@@ -10,9 +10,12 @@ import psutil
 import torch
 
 from pillm.core.errors import MissingError
+from pillm.core.events import Emit, Log, silent
+from pillm.train.memory import Sizes, estimate, rough_sizes
 from pillm.train.options import TrainOptions
+from pillm.train.presets import PRESETS, applied
 
-DEFAULT_RATE = {"lora": 1e-3, "full": 2e-4}
+DEFAULT_RATE = {"lora": 1e-3, "rslora": 1e-3, "dora": 1e-3, "full": 2e-4}
 """LoRA takes about ten times the rate of full training (Schulman et al., "LoRA Without Regret", 2025); for
 135M parameters 2e-4 is the usual rate of full fine-tuning."""
 
@@ -25,14 +28,28 @@ class Settings(msgspec.Struct, frozen=True):
     learning_rate: float
     gradient_checkpointing: bool
     reasons: dict[str, str]
+    method: Literal["lora", "rslora", "dora", "full"] = "lora"
+    rank: int = 32
+    alpha: float = 32.0
+    lora_dropout: float = 0.0
+    base: Literal["16bit", "nf4", "fp4"] = "16bit"
+    double_quantization: bool = True
+    fallbacks: tuple[str, ...] = ()
+    """What a preset asks for and this machine lacks, with what is done instead; each is worth a warning."""
 
 
-def settle(options: TrainOptions, parameters: int, layers: int, width: int) -> Settings:
-    """Choose device, arithmetic, rate and checkpointing for a student of this size.
+def settle(
+    options: TrainOptions, parameters: int, layers: int, width: int, sizes: Sizes | None = None, emit: Emit = silent
+) -> Settings:
+    """Choose device, arithmetic, rate and checkpointing for a student of this size; a preset's values come first.
 
-    Raises MissingError if the options name a device that is not there.
+    `sizes` are the student's where they are known better. What a preset asks for and this machine lacks is told
+    as a warning, with what is done instead.
+    Raises MissingError if the options name a device that is not there, UsageError if they contradict each other.
     """
+    options = applied(options)
     reasons: dict[str, str] = {}
+    fallbacks: list[str] = []
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -43,20 +60,52 @@ def settle(options: TrainOptions, parameters: int, layers: int, width: int) -> S
         )
     elif device == "mps" and not torch.backends.mps.is_available():
         raise MissingError("--device mps: torch sees no Apple GPU here", "use --device cpu")
+    if options.preset:
+        fallbacks += _hardware(options.preset, device)
     dtype = options.dtype
     if dtype == "auto":
         dtype, reasons["dtype"] = _dtype(device)
+    elif options.preset and "dtype" not in options.model_fields_set:
+        asked, (best, why) = dtype, _dtype(device)
+        # float16 on a CPU is slow, and bfloat16 on a GPU without it is emulated.
+        if asked != best and (asked == "bfloat16" or device != "cuda"):
+            dtype = best
+            reasons["dtype"] = f"preset {options.preset} asks for {asked}; {why}"
+            fallbacks.append(f"preset {options.preset} asks for {asked} arithmetic; {why}, so it is {best}")
     rate = options.learning_rate
     if rate is None:
         rate = DEFAULT_RATE[options.method]
         reasons["learning_rate"] = f"the default of {options.method}"
+    if options.method == "rslora" and "learning_rate" not in options.model_fields_set:
+        # Its scale is sqrt(rank) times that of LoRA; so the first update has the same size.
+        rate /= options.rank**0.5
+        reasons["learning_rate"] = f"{rate * options.rank**0.5:g} / sqrt(rank), since rslora's scale is so much larger"
     checkpointing = options.gradient_checkpointing == "on"
     if options.gradient_checkpointing == "auto":
-        need = training_bytes(options, parameters, layers, width, dtype)
+        known = sizes or rough_sizes(parameters, layers, width)
+        need = estimate(options, known, dtype, False, device).training
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
         checkpointing = need > 0.7 * free
         reasons["gradient_checkpointing"] = f"about {need / 2**30:.1f} GiB needed without, {free / 2**30:.1f} GiB free"
-    return Settings(device, dtype, rate, checkpointing, reasons)
+    for message in fallbacks:
+        emit(Log(message, "warning"))
+    return Settings(
+        device, dtype, rate, checkpointing, reasons, options.method, options.rank, options.alpha,
+        options.lora_dropout, options.base, options.double_quantization, tuple(fallbacks),
+    )  # fmt: skip
+
+
+def _hardware(name: str, device: str) -> Iterator[str]:
+    """What of the preset's hardware is not here."""
+    preset = PRESETS[name]
+    if preset.capability is None:
+        return
+    wanted = ".".join(map(str, preset.capability))
+    if device != "cuda":
+        yield f"preset {name} is for {preset.hardware}; there is none here, so it trains on {device}"
+    elif (found := torch.cuda.get_device_capability()) < preset.capability:
+        has = ".".join(map(str, found))
+        yield f"preset {name} is for compute capability {wanted}; {torch.cuda.get_device_name()} has {has}"
 
 
 def _dtype(device: str) -> tuple[Literal["float32", "bfloat16", "float16"], str]:
@@ -69,25 +118,17 @@ def _dtype(device: str) -> tuple[Literal["float32", "bfloat16", "float16"], str]
     return "float32", f"this {device} has no fast bfloat16"
 
 
-def training_bytes(options: TrainOptions, parameters: int, layers: int, width: int, dtype: str) -> float:
-    """Rough memory of a step without checkpointing: weights, gradients, AdamW's moments, activations.
-
-    Activations are taken as 34 values a token, layer and unit of width (Korthikanti et al. 2022,
-    equation 1, without the attention matrix, which the fused kernels do not keep).
-    """
-    size = 4 if dtype == "float32" else 2
-    full = 4 + 4 + 8 + (0 if size == 4 else size)  # weights, gradients, two moments, weights in the dtype
-    states = parameters * (full if options.method == "full" else size * 1.1)
-    return states + 34 * options.micro_tokens * layers * width * size / 2
-
-
 def table(options: TrainOptions, settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Every hyperparameter as (name, value, where it came from)."""
+    effective = applied(options)
+    preset = PRESETS[options.preset].values if options.preset else {}
     for name in type(options).model_fields:
         if name in ("out", "data", "card", "student"):
             continue
-        value = getattr(settings, name, getattr(options, name))
+        value = getattr(settings, name, getattr(effective, name))
         if reason := settings.reasons.get(name):
             yield name, str(value), f"chosen: {reason}"
+        elif name in options.model_fields_set:
+            yield name, str(value), "given"
         else:
-            yield name, str(value), "given" if name in options.model_fields_set else "default"
+            yield name, str(value), f"preset {options.preset}" if name in preset else "default"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pillm.core.errors import UsageError
 from pillm.llamacpp.gguf_file import describe
 from pillm.models.chat import TOOLS_TEMPLATE, ChatTemplate, load_template
+from pillm.models.quiet import no_bars
+from pillm.train.four_bit import freeze_in_4bit
+from pillm.train.settings import Settings
 
 
 def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any, torch.dtype]:
@@ -25,7 +29,7 @@ def load(path: Path, dtype: torch.dtype) -> tuple[Any, Any, torch.dtype]:
     where: dict[str, Any] = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_bars():
             # transformers warns of its own deprecated calls while it reads GGUF files.
             warnings.simplefilter("ignore")
             tokenizer = AutoTokenizer.from_pretrained(folder, **where)
@@ -89,32 +93,55 @@ def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: b
     return ChatTemplate(load_template(TOOLS_TEMPLATE), **tokens)
 
 
-def add_lora(model: Any, rank: int, alpha: float, dropout: float) -> Any:
-    """The model with trainable adapters (Hu et al. 2021) on every linear layer but the head."""
+def with_adapters(path: Path, model: Any, settings: Settings) -> Any:
+    """The model with trainable adapters on every linear layer but the head, its own weights frozen, in 4 bits if so.
+
+    lora: the update is B A alpha / rank (Hu et al. 2021); rslora: B A alpha / sqrt(rank) (Kalajdzievski 2023, arXiv
+    2312.03732); dora: lengths of the weights' rows are trained apart from their directions (Liu et al. 2024, arXiv
+    2402.09353). Changes `model`, float32, in place. Raises UsageError if there is nothing to adapt, and
+    MissingError without bitsandbytes for a 4-bit base.
+    """
     import peft
 
+    if settings.base != "16bit":
+        freeze_in_4bit(
+            model, settings.base, settings.double_quantization, getattr(torch, settings.dtype), settings.device
+        )
     config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=dropout,
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return peft.get_peft_model(model, config)
+        except ValueError as error:
+            raise UsageError(
+                f"{path}: this student cannot take adapters: {str(error).splitlines()[0]}", "--method full"
+            ) from error
 
 
-def merged(model: Any, path: Path, method: str) -> Any:
-    """The student alone, in float32: trained weights, or the loaded ones plus the adapters' update.
+def merged(model: Any, base: Callable[[], Any], settings: Settings) -> Any:
+    """The student alone, in float32: trained weights, or those of `base()` plus the adapters' update.
 
-    The frozen weights may have been rounded to the arithmetic's dtype; the adapters are added to
-    the weights as they were stored.
+    `base` gives a fresh student in float32 (pruned, if it was). The adapters are added to these weights: those
+    beside which they were trained may be in 4 bits or rounded to the arithmetic's dtype, and are not used.
+    `model` is on the CPU in float32 (see loop.take_masters).
     """
-    if method == "full":
+    if settings.method == "full":
         return model
     import peft
 
     adapters = peft.get_peft_model_state_dict(model)
-    fresh, _, _ = load(path, torch.float32)
-    target = peft.get_peft_model(fresh, model.peft_config["default"])
-    peft.set_peft_model_state_dict(target, adapters)
-    return target.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        target = peft.get_peft_model(base(), model.peft_config["default"])
+        found = peft.set_peft_model_state_dict(target, adapters)
+        if found.unexpected_keys:
+            raise RuntimeError(f"adapters without a place in the student: {found.unexpected_keys[:3]}")
+        return target.merge_and_unload()

@@ -1,0 +1,1 @@
+"""What a student is taught, as functions of a chunk of its logits."""
