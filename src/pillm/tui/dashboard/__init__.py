@@ -1,0 +1,1 @@
+"""What was measured: benchmarks over time, quality against size, coverage of datasets."""

@@ -1,0 +1,1 @@
+"""The first screen: everything there is to begin with."""

@@ -1,0 +1,175 @@
+"""A profile as the UI shows it: its steps with what a run would do with each; changes to its text. No widgets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pillm.core.artifacts import write_atomic
+from pillm.core.command import Command
+from pillm.core.errors import ProfileError, UsageError, writing
+from pillm.core.findings import Finding
+from pillm.core.options import InputFile, ModelReference, marks
+from pillm.core.yaml_lines import Document
+from pillm.pipeline import engine, profile, profiles
+from pillm.pipeline.stages import STAGES, Stage
+from pillm.tui.forms.values import from_yaml
+from pillm.tui.profiles.edit import put, renamed
+from pillm.tui.profiles.graph import rails
+
+RUNS = Path("runs")
+
+SIGNS: dict[str, str] = {"cached": "✓", "resume": "…", "run": "▶", "skip": "-", "": "?"}
+WORDS: dict[str, str] = {
+    "cached": "unchanged, would be skipped", "resume": "would go on", "run": "would run", "skip": "not asked for", "": "",
+}  # fmt: skip
+
+
+class StepLine(msgspec.Struct, frozen=True):
+    """One step of a plan: its rails in the graph, what it is, what it needs, and what a run would do with it."""
+
+    id: str
+    stage: str
+    rails: str
+    needs: tuple[str, ...]
+    about: str
+    action: str = ""
+    """One of `SIGNS`; empty while that is not known yet."""
+    command: str = ""
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """A profile: its steps if it is right, what is wrong with it if it is not."""
+
+    name: str
+    description: str
+    path: Path
+    run_dir: Path
+    steps: tuple[StepLine, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def read(path: Path, table: Mapping[str, Stage] = STAGES) -> Shown:
+    """A profile, without looking at what a run left. Raises UsageError if the file cannot be read."""
+    try:
+        plan = profile.load(path, table=table)
+    except ProfileError as error:
+        return Shown(path.stem, "", path, RUNS / path.stem, findings=error.findings)
+    needs = {step.id: list(dict.fromkeys(need.step for need in step.needs.values())) for step in plan.steps}
+    drawn = rails([step.id for step in plan.steps], needs)
+    lines = [
+        StepLine(step.id, step.stage.name, rail, tuple(needs[step.id]), step.stage.summary)
+        for step, rail in zip(plan.steps, drawn, strict=True)
+    ]
+    return Shown(plan.name, plan.description, path, RUNS / plan.name, tuple(lines))
+
+
+def judged(shown: Shown, table: Mapping[str, Stage] = STAGES) -> Shown:
+    """The same with what a run would do with each step now. Hashes inputs, so it may take a while.
+
+    Raises PillmError where that cannot be said.
+    """
+    actions = {item.id: item for item in engine.preview(profile.load(shown.path, table=table), shown.run_dir)}
+    steps = tuple(
+        msgspec.structs.replace(step, action=actions[step.id].action, command=str(actions[step.id].command))
+        for step in shown.steps
+        if step.id in actions
+    )
+    return msgspec.structs.replace(shown, steps=steps)
+
+
+def run_command(shown: Shown, start: str = "", until: str = "") -> Command:
+    """The command that runs the profile."""
+    more = [f"--from={start}"] if start else []
+    more += [f"--until={until}"] if until else []
+    known = {item.name: item.path for item in profiles.known()}
+    name = shown.path.stem if known.get(shown.path.stem) == shown.path else str(shown.path)
+    return Command(("pillm", "run", name, *more))
+
+
+def values_in(text: str, step: str) -> dict[str, Any]:
+    """What a step's section says, as a form takes it."""
+    document = Document("", text.encode())
+    data = document.data if isinstance(document.data, dict) else {}
+    return from_yaml((data.get("stages") or {}).get(step) or {})
+
+
+def references(shown: Shown, step: str, table: Mapping[str, Stage] = STAGES) -> list[tuple[str, str]]:
+    """Outputs of the steps before this one, as a profile refers to them."""
+    found = []
+    for line in shown.steps:
+        if line.id == step:
+            break
+        found += [(f"${{{line.id}.{output}}}", path) for output, path in table[line.stage].outputs.items()]
+    return found
+
+
+def changed(text: str, step: str, stage: Stage, values: Mapping[str, Any]) -> str:
+    """The profile's text with a step's options being what a form says. Raises UsageError."""
+    model = stage.options
+    # Options as the model reads them, so that numbers are written as numbers; the rest stays text.
+    made = model.model_validate({**values, **({"out": "out"} if "out" in model.model_fields else {})})
+    dumped = made.model_dump(mode="json")
+    return put(text, step, {name: dumped[name] for name in _order(text, step, values)})
+
+
+def save(shown: Shown, text: str, path: Path) -> Path:
+    """Write a profile's text to a file: as it is over its own, under the file's name elsewhere.
+
+    Paths that were relative to the old folder are written relative to the new one. Raises UsageError, ResourceError.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{path}: a profile's name ends in .yaml")
+    if path.absolute() != shown.path.absolute():
+        if path.exists():
+            raise UsageError(f"{path}: is there already", "choose another name")
+        text = renamed(_moved(text, shown, path.parent), path.stem)
+    with writing(path):
+        write_atomic(path, text)
+    return path
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether the profile came with the tool, so that an upgrade would write over changes to it."""
+    return path.is_relative_to(profiles.folders()[-1])
+
+
+def target(path: Path) -> Path:
+    """Where changes to a profile are saved if nobody says otherwise: not over one that came with the tool."""
+    return profiles.HERE / f"my-{path.stem}.yaml" if is_shipped(path) else path
+
+
+def _order(text: str, step: str, values: Mapping[str, Any]) -> list[str]:
+    data = Document("", text.encode()).data
+    stood = list(((data or {}).get("stages") or {}).get(step) or {})
+    return [name for name in stood if name in values] + [name for name in values if name not in stood]
+
+
+def _moved(text: str, shown: Shown, folder: Path) -> str:
+    """The text with paths relative to another folder."""
+    data = Document("", text.encode()).data or {}
+    for step, section in (data.get("stages") or {}).items():
+        stage = STAGES.get(str((section or {}).get("uses", step)))
+        if stage is None or not section:
+            continue
+        files = {*marks(stage.options, InputFile), *marks(stage.options, ModelReference)}
+        new = {
+            name: _relative(value, shown.path.parent, folder) if name in files else value
+            for name, value in section.items()
+        }
+        if new != section:
+            new.pop("uses", None)
+            text = put(text, step, new)
+    return text
+
+
+def _relative(value: Any, old: Path, new: Path) -> Any:
+    if isinstance(value, list):
+        return [_relative(item, old, new) for item in value]
+    if isinstance(value, str) and "${" not in value and not Path(value).is_absolute() and (old / value).exists():
+        return os.path.relpath(old / value, new)
+    return value

@@ -1,0 +1,305 @@
+"""A profile: its plan as a graph of stages, options to change, and its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Footer, Input, Label, OptionList, Static
+from textual.widgets.option_list import Option
+
+from pillm.core.errors import PillmError
+from pillm.pipeline.stages import STAGES
+from pillm.tui.profiles import plan
+from pillm.tui.profiles.plan import SIGNS, WORDS, Shown, StepLine
+
+_STYLES = {"cached": "$text-success", "resume": "$text-warning", "run": "$text-accent"}
+
+
+class StepList(OptionList):
+    """The steps of a plan."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("enter", "select", "Edit")]
+
+
+class ProfileScreen(Screen[None]):
+    """A profile's plan: each line is a stage, and the rails say whose outputs it reads.
+
+    ✓ is finished and unchanged, … goes on where it was stopped, ▶ would run. Enter changes the options of a stage;
+    what is saved keeps the file's comments and everything else as it was.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        ("r,f5", "run", "Run"),
+        ("f", "run_from", "Rerun"),
+        Binding("u", "run_until", "Run until here", show=False),
+        ("s", "stop", "Stop"),
+        ("w", "watch", "Watch"),
+        ("ctrl+s", "save", "Save"),
+        Binding("c,f8", "copy", "Copy the command", show=False),
+        ("question_mark,f1", "app.help", "Help"),
+        ("escape", "back", "Back"),
+    ]
+    DEFAULT_CSS = """
+    ProfileScreen #title { width: 100%; height: 1; padding: 0 1; background: $primary; color: $text; text-style: bold; }
+    ProfileScreen #about { height: auto; max-height: 3; padding: 0 1; color: $text-muted; }
+    ProfileScreen OptionList {
+        height: 1fr; border: none; padding: 0 1; background: transparent; text-wrap: nowrap; text-overflow: ellipsis;
+    }
+    ProfileScreen OptionList:focus { border: none; }
+    ProfileScreen #wrong { height: auto; padding: 0 1; color: $text-error; display: none; }
+    ProfileScreen.-broken #wrong { display: block; height: 1fr; overflow-y: auto; }
+    ProfileScreen.-broken OptionList { display: none; }
+    ProfileScreen #command { height: auto; max-height: 5; background: $panel; padding: 0 1; }
+    ProfileScreen.-flat #about, ProfileScreen.-flat #command { display: none; }
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.shown: Shown | None = None
+        self.text = ""
+        self.dirty = False
+
+    def compose(self) -> ComposeResult:
+        """Title, graph, the command of the stage that is marked."""
+        yield Label(self.path.stem, id="title", markup=False)
+        yield Static(id="about", markup=False)
+        yield Static(id="wrong", markup=False)
+        yield StepList(id="steps", markup=False)
+        yield Static(id="command", markup=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """Read the profile beside."""
+        self._read()
+
+    def on_screen_resume(self) -> None:
+        """A run may have changed what is cached."""
+        if self.shown is not None and not self.dirty:
+            self._read()
+
+    @work(thread=True, exclusive=True)
+    def _read(self) -> None:
+        try:
+            text = self.path.read_text("utf-8", errors="replace")
+            shown = plan.read(self.path)
+            self.app.call_from_thread(self._show, shown, text)
+            if shown.steps:
+                self.app.call_from_thread(self._show, plan.judged(shown), text)
+        except (PillmError, OSError) as error:
+            self.app.call_from_thread(self._broken, f"{error}\n{getattr(error, 'hint', '')}")
+
+    def _broken(self, message: str) -> None:
+        if self.is_attached:
+            self.query_one("#wrong", Static).update(message)
+            self.set_class(self.shown is None, "-broken")
+            self.notify(message, severity="error", timeout=10)
+
+    def _show(self, shown: Shown, text: str) -> None:
+        if not self.is_attached:
+            return
+        self.shown, self.text = shown, text
+        self.query_one("#title", Label).update(f"{shown.name}  {shown.path}")
+        self.query_one("#about", Static).update(shown.description)
+        self.set_class(bool(shown.findings), "-broken")
+        self.query_one("#wrong", Static).update("\n".join(map(str, shown.findings)))
+        steps = self.query_one(OptionList)
+        place = steps.highlighted
+        width = max((len(step.id) for step in shown.steps), default=0)
+        steps.clear_options()
+        words = max((len(WORDS[step.action]) for step in shown.steps), default=0)
+        steps.add_options([Option(_line(step, width, words)) for step in shown.steps])
+        if shown.steps:
+            steps.highlighted = min(place or 0, len(shown.steps) - 1)
+            if self.focused is None:
+                steps.focus()
+        self.refresh_bindings()
+
+    @on(OptionList.OptionHighlighted)
+    def _tell(self) -> None:
+        step = self._step()
+        words = f"$ {step.command}" if step and step.command else ""
+        self.query_one("#command", Static).update(words)
+
+    def _step(self) -> StepLine | None:
+        place = self.query_one(OptionList).highlighted
+        if self.shown is None or place is None or place >= len(self.shown.steps):
+            return None
+        return self.shown.steps[place]
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self) -> None:
+        self.action_edit()
+
+    def action_edit(self) -> None:
+        """Change the options of the stage that is marked."""
+        step = self._step()
+        if step is None or self.shown is None:
+            return
+        from pillm.tui.forms.screen import FormScreen
+
+        try:
+            values = plan.values_in(self.text, step.id)
+        except PillmError as error:
+            self.notify(str(error), severity="error")
+            return
+        files = plan.references(self.shown, step.id)
+        self.app.push_screen(
+            FormScreen(STAGES[step.stage], values, step=step.id, files=files), lambda new: self._keep(step, new)
+        )
+
+    def _keep(self, step: StepLine, values: dict[str, Any] | None) -> None:
+        if values is None:
+            return
+        try:
+            text = plan.changed(self.text, step.id, STAGES[step.stage], values)
+        except (PillmError, ValueError) as error:
+            self.notify(str(error), severity="error", timeout=10)
+            return
+        if text != self.text:
+            self.text, self.dirty = text, True
+            self.action_save()
+
+    def action_save(self) -> None:
+        """Save the profile, under another name where it came with the tool."""
+        if self.shown is None:
+            return
+        self.app.push_screen(SaveProfile(self.shown, self.text, plan.target(self.path)), self._saved)
+
+    def _saved(self, path: Path | None) -> None:
+        if path is not None:
+            self.path, self.dirty = path, False
+            self.notify(f"saved: {path}")
+            self._read()
+        elif self.dirty:
+            self.notify("changes are not saved: ctrl+s saves them", severity="warning")
+
+    def action_run(self) -> None:
+        """Run what is not up to date; a run that was stopped goes on."""
+        self._run("", "")
+
+    def action_run_from(self) -> None:
+        """Run the stage that is marked and those after it, also if they are up to date."""
+        if step := self._step():
+            self._run(step.id, "")
+
+    def action_run_until(self) -> None:
+        """Run up to the stage that is marked."""
+        if step := self._step():
+            self._run("", step.id)
+
+    def _run(self, start: str, until: str) -> None:
+        if self.shown is None or self.shown.findings:
+            self.notify("the profile has to be mended first", severity="error")
+        elif self.dirty:
+            self.notify("save the changes first (ctrl+s): what runs is the file", severity="warning")
+        else:
+            self._start(self.shown, start, until)
+
+    @work(thread=True, exclusive=True, group="start")
+    def _start(self, shown: Shown, start: str, until: str) -> None:
+        from pillm.tui.runs import start as starting
+
+        try:
+            if starting.at_work(shown.run_dir):
+                run_dir = shown.run_dir
+                self.app.call_from_thread(self.notify, "it is running already")
+            else:
+                run_dir = starting.start(plan.run_command(shown, start, until), name=shown.name)
+        except (PillmError, OSError) as error:
+            words = f"{error}\n{getattr(error, 'hint', '')}".strip()
+            self.app.call_from_thread(self.notify, words, severity="error", timeout=10)
+            return
+        self.app.call_from_thread(self._watch, run_dir)
+
+    def _watch(self, run_dir: Path) -> None:
+        self.app.open_run(run_dir)  # type: ignore[attr-defined]
+
+    def action_watch(self) -> None:
+        """Show the profile's run."""
+        if self.shown is not None and self.shown.run_dir.is_dir():
+            self._watch(self.shown.run_dir)
+        else:
+            self.notify("this profile has no run here yet", severity="warning")
+
+    def action_stop(self) -> None:
+        """Stop the profile's run, as Ctrl-C does; it can go on from there."""
+        if self.shown is not None:
+            self._stop(self.shown.run_dir)
+
+    @work(thread=True, exclusive=True, group="start")
+    def _stop(self, run_dir: Path) -> None:
+        from pillm.tui.runs.start import stop
+
+        words = "asked to stop" if stop(run_dir) else "nothing is running"
+        self.app.call_from_thread(self.notify, words)
+
+    def action_copy(self) -> None:
+        """Copy the command that runs the profile."""
+        if self.shown is not None:
+            self.app.copy_to_clipboard(str(plan.run_command(self.shown)))
+            self.notify(str(plan.run_command(self.shown)))
+
+    def action_back(self) -> None:
+        """Leave."""
+        if self.dirty:
+            self.dirty = False
+            self.notify("changes are not saved; press again to leave without them", severity="warning")
+            return
+        self.dismiss(None)
+
+
+class SaveProfile(ModalScreen[Path | None]):
+    """Where to save a profile. Its comments are kept; over its own file only what was changed is written."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [("escape", "leave", "Back")]
+    DEFAULT_CSS = """
+    SaveProfile { align: center middle; }
+    SaveProfile > Vertical { width: 80%; max-width: 90; height: auto; background: $surface; padding: 1 2; }
+    """
+
+    def __init__(self, shown: Shown, text: str, target: Path) -> None:
+        super().__init__()
+        self._shown, self._text, self._target = shown, text, target
+
+    def compose(self) -> ComposeResult:
+        """The file's name."""
+        with Vertical():
+            yield Label("Save the profile as (Enter):")
+            yield Input(str(self._target), compact=True)
+            yield Footer()
+
+    def on_mount(self) -> None:
+        """Type the name at once."""
+        self.query_one(Input).focus()
+
+    @on(Input.Submitted)
+    def _submit(self, event: Input.Submitted) -> None:
+        try:
+            self.dismiss(plan.save(self._shown, self._text, Path(event.value).expanduser()))
+        except (PillmError, OSError) as error:
+            self.notify(str(error), severity="error", timeout=8)
+
+    def action_leave(self) -> None:
+        """Leave without saving."""
+        self.dismiss(None)
+
+
+def _line(step: StepLine, width: int, action_width: int) -> Content:
+    style = _STYLES.get(step.action, "$text-muted")
+    words = WORDS[step.action] or step.about
+    return Content.assemble(
+        (step.rails, "$text-muted"),
+        (f" {SIGNS[step.action]} ", style),
+        (f"{step.id:<{width}}  ", "bold"),
+        (f"{words:<{action_width}}  " if step.action else "", style),
+        (step.about if step.action else words, "$text-muted"),
+        (f"  (reads {', '.join(step.needs)})" if step.needs else "", "$text-muted"),
+    )
