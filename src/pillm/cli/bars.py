@@ -9,7 +9,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElaps
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from pillm.cli.screen import amount, share
+from pillm.core.amounts import amount, share
 from pillm.core.events import Progress
 
 _REFRESH_SECONDS = 0.1

@@ -26,6 +26,7 @@ Start with: pillm run quickstart"""
 _COMMANDS = {
     "run": ("pillm.cli.run:run", "Run a profile: every stage that is not up to date"),
     "report": ("pillm.cli.run:report", "Make a run's report page again"),
+    "ui": ("pillm.cli.ui:ui", "Forms, runs and dashboards in the terminal"),
     "doctor": ("pillm.cli.doctor:doctor", "Say what is here, what is missing, and how to get it"),
 }
 _GROUPS = {

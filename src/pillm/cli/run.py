@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from pillm.cli.screen import Screen, amount, duration
+from pillm.cli.screen import Screen
 from pillm.cli.stages import DryRun, Json, Verbose
+from pillm.core.amounts import amount, duration
 from pillm.core.artifacts import artifact_of
 from pillm.core.events import Emit, Made
 from pillm.models.redact import redact

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from pydantic.fields import FieldInfo
 
-from pillm.cli.screen import Screen, figure
+from pillm.cli.screen import Screen
 from pillm.core import shipped
-from pillm.core.options import InputFile, ModelReference, Options, OutputFile, marks
+from pillm.core.amounts import figure
+from pillm.core.options import InputFile, ModelReference, Options, OutputFile, Shorthands, marks
 from pillm.core.process import SHORT_SPIN
 from pillm.models.redact import redact
-from pillm.pipeline.pipeline_ops import build, flag, is_list, is_switch, negative, options_from, positional
+from pillm.pipeline.pipeline_ops import build, flag, is_list, is_switch, negative, options_from, positional, shorthands
 from pillm.pipeline.problems import bounds, literals
 from pillm.pipeline.stages import Stage
 
@@ -24,6 +25,7 @@ DryRun = Annotated[
     Parameter(negative="", show_default=False, help="Print the command, what it reads and what it writes; do nothing"),
 ]
 Json = Annotated[bool, Parameter(negative="", show_default=False, help="Print events as lines of JSON on stdout")]
+JsonDocument = Annotated[bool, Parameter(negative="", show_default=False, help="Print the answer as JSON on stdout")]
 Verbose = Annotated[bool, Parameter(negative="", show_default=False, help="Tell more while at work")]
 
 
@@ -34,12 +36,15 @@ def command_of(stage: Stage, screen: Screen) -> Callable[..., None]:
     profile and the command builder agree on what is right, and all that is wrong is told at once.
     """
     model = stage.options
-    first = positional(model)
+    first, short = positional(model), shorthands(model)
 
     def command(*args: str, dry_run: bool = False, json: bool = False, verbose: bool = False, **values: Any) -> None:
         screen.json, screen.verbose = json, verbose
         if args and first:
             values[first] = args[0]
+        for word, (name, choice) in short.items():
+            if values.pop(word.removeprefix("--"), None):
+                values[name] = choice
         options = options_from(stage, values)
         if dry_run:
             _show(stage, options, screen)
@@ -57,7 +62,11 @@ def command_of(stage: Stage, screen: Screen) -> Callable[..., None]:
         )
         for name in names
     ]
-    for name, annotation in (("dry_run", DryRun), ("json", Json), ("verbose", Verbose)):
+    for word in short:
+        hidden = Annotated[bool, Parameter(name=word, negative="", show=False)]
+        parameters.append(kind(word.removeprefix("--"), kind.KEYWORD_ONLY, default=False, annotation=hidden))
+    json_kind = JsonDocument if stage.document else Json
+    for name, annotation in (("dry_run", DryRun), ("json", json_kind), ("verbose", Verbose)):
         parameters.append(kind(name, kind.KEYWORD_ONLY, default=False, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -69,9 +78,10 @@ def usage_of(stage: Stage) -> str:
     """The usage line: what must be given, then the rest."""
     model = stage.options
     first = positional(model)
-    words = [first.upper()] if first else []
+    word = first.rstrip("_").upper() if first else ""
+    words = [word if model.model_fields[first].is_required() else f"[{word}]"] if first else []
     words += [
-        f"{flag(name)}={name.upper()}"
+        f"{flag(name)}={name.rstrip('_').upper()}"
         for name, field in model.model_fields.items()
         if field.is_required() and name != first
     ]
@@ -101,6 +111,8 @@ def help_of(field: FieldInfo) -> str:
         parts.append(f"[{words}]")
     if choices := literals(field.annotation):
         parts.append(f"[choices: {', '.join(choices)}]")
+    if any(isinstance(mark, Shorthands) for mark in field.metadata):
+        parts.append(f"[short: {', '.join(map(flag, choices))}]")
     if field.is_required():
         parts.append("[required]")
     elif (default := field.get_default(call_default_factory=True)) not in (None, (), ""):
@@ -148,10 +160,14 @@ def _show(stage: Stage, options: Options, screen: Screen) -> None:
     if screen.json:
         import msgspec
 
-        line = msgspec.json.encode({"stage": stage.name, "command": command, "reads": reads, "writes": writes})
+        answer = {"stage": stage.name, "command": command, "reads": reads, "writes": writes}
+        answer |= {"preview": stage.preview(options)} if stage.preview_at else {}
+        line = msgspec.json.encode(answer)
         screen.result(line.decode())
         return
     screen.result(command)
     for title, paths in (("reads", reads), ("writes", writes)):
         for name, path in paths.items():
             screen.result(f"  {title:<7}{name:<14} {path}")
+    for text in stage.preview(options):
+        screen.result(f"  {text}")

@@ -10,10 +10,12 @@ Marks say what a field means to the engine:
     chat_template: Annotated[str, NameOrFile()]  hashed by content where a file has that name
     threads: Annotated[int, NoEffect()]      changes speed only, so it is not part of the cache key
     host: Annotated[str, ByHand()]           for the command line alone; profiles do not have it
+    method: Annotated[Literal["lora", "dora"], Shorthands()]  --dora is short for --method=dora
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +40,7 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class NameOrFile:
-    """The field is a word with a meaning of its own, or else a file that the stage reads."""
+    """The field is a word with a meaning of its own, or else a file that the stage reads, or a function in one: FILE.py:NAME."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class NoEffect:
 @dataclass(frozen=True)
 class ByHand:
     """The field makes the command do something else than a step of a run, so that profiles do not have it."""
+
+
+@dataclass(frozen=True)
+class Shorthands:
+    """Each choice of the field is a flag, too: `--dora` for `--method=dora`."""
 
 
 def unit(name: str) -> dict[str, Any]:
@@ -64,11 +71,25 @@ class Options(BaseModel):
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    def preset_values(self) -> Mapping[str, object]:
+        """Values that one of the options sets for others, where these are not given."""
+        return {}
+
+    def given_against_preset(self) -> set[str]:
+        """Options whose value is the default, and which say something all the same: they were given, and a preset has another."""
+        return set(self.preset_values()) & self.model_fields_set
+
 
 class StageOptions(Options):
     """Options of a stage. `out` is the folder that the stage's outputs are published in."""
 
     out: Annotated[Path, NoEffect()] = Field(Path("out"), description="Folder for the results")
+
+
+def split_function(value: str) -> tuple[str, str]:
+    """FILE.py:NAME as file and name; the name is empty where there is none."""
+    file, colon, name = value.rpartition(":")
+    return (file, name) if colon and file.endswith(".py") and name.isidentifier() else (value, "")
 
 
 def marks(model: type[Options], kind: type) -> list[str]:

@@ -26,7 +26,7 @@ from pillm.core import shipped
 from pillm.core.artifacts import Artifact, sha256_file, write_atomic
 from pillm.core.events import Emit
 from pillm.core.host import cpu_name
-from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, marks
+from pillm.core.options import InputFile, ModelReference, NameOrFile, NoEffect, StageOptions, marks, split_function
 from pillm.models.hashing import content_sha256
 from pillm.models.redact import redact
 from pillm.models.refs import identity
@@ -67,9 +67,10 @@ def key_of(stage: Stage, options: StageOptions, llamacpp: str, emit: Emit) -> Ke
             inputs[name] = described(shipped.data_path(value), str(value), emit)
             values[name] = inputs[name].sha256
     for name in marks(model, NameOrFile):
-        if (value := getattr(options, name)) and (path := Path(value)).is_file():
-            inputs[name] = described(path, value, emit)
-            values[name] = inputs[name].sha256
+        file, function = split_function(getattr(options, name))
+        if file and (path := Path(file)).is_file():
+            inputs[name] = described(path, file, emit)
+            values[name] = [inputs[name].sha256, function] if function else inputs[name].sha256
     for name in marks(model, ModelReference):
         if value := getattr(options, name):
             models[name] = ModelUsed(redact(value), redact(identity(value)))
@@ -84,6 +85,8 @@ def key_of(stage: Stage, options: StageOptions, llamacpp: str, emit: Emit) -> Ke
         "llama.cpp": llamacpp,
         "machine": [platform.node(), cpu_name()] if stage.per_machine else None,
     }
+    if against := options.given_against_preset():
+        facts["given"] = sorted(against)
     text = json.dumps(facts, sort_keys=True, ensure_ascii=False)
     return Key(hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest(), inputs, models)
 

@@ -9,6 +9,7 @@ prints the canonical line. The grammar is derived from the options model alone:
     --empty-name           an empty list, where the default is not empty
     --none-name            no value, where the default is one
     --name, --no-name      true, false
+    --choice               --name=choice, where the field is marked so
     VALUE                  alone, the stage's first input; several, if that is a list
 
 `build` writes only what differs from the defaults, always with `=`, so that a value may begin
@@ -27,9 +28,9 @@ from pydantic.fields import FieldInfo
 
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, UsageError
-from pillm.core.options import InputFile, ModelReference, Options, marks
+from pillm.core.options import InputFile, ModelReference, Options, Shorthands, marks
 from pillm.core.process import HUGE_PAGES
-from pillm.pipeline.problems import did_you_mean, problems
+from pillm.pipeline.problems import did_you_mean, literals, problems
 from pillm.pipeline.stages import COMMANDS, Stage
 
 PROGRAM = "pillm"
@@ -91,6 +92,12 @@ def positional(model: type[Options]) -> str | None:
     return next((name for name in model.model_fields if name in inputs), None)
 
 
+def shorthands(model: type[Options]) -> dict[str, tuple[str, str]]:
+    """Flags that stand for one choice of a field: flag -> (field, choice)."""
+    fields = ((name, model.model_fields[name]) for name in marks(model, Shorthands))
+    return {flag(choice): (name, choice) for name, field in fields for choice in literals(field.annotation)}
+
+
 def is_list(field: FieldInfo) -> bool:
     """Whether the field holds several values."""
     return any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation)))
@@ -113,9 +120,11 @@ def negative(name: str, field: FieldInfo) -> str | None:
 
 
 def _arguments(options: Options) -> Iterator[str]:
+    needed = options.given_against_preset()
     for name, field in type(options).model_fields.items():
         value = getattr(options, name)
-        if not field.is_required() and value == field.get_default(call_default_factory=True):
+        is_default = not field.is_required() and value == field.get_default(call_default_factory=True)
+        if is_default and name not in needed:
             continue
         if value is None or value is False or value == ():
             yield negative(name, field) or flag(name)
@@ -136,6 +145,7 @@ def _values(stage: Stage, words: Sequence[str]) -> dict[str, Any]:
     fields = stage.options.model_fields
     flags = {flag(name): name for name in fields}
     negatives = {no: name for name, field in fields.items() if (no := negative(name, field))}
+    short = shorthands(stage.options)
     first = positional(stage.options)
     values: dict[str, Any] = {}
     rest = iter(words)
@@ -151,6 +161,9 @@ def _values(stage: Stage, words: Sequence[str]) -> dict[str, Any]:
         elif word in negatives:
             field = fields[negatives[word]]
             values[negatives[word]] = False if is_switch(field) else () if is_list(field) else None
+        elif word in short:
+            name, choice = short[word]
+            values[name] = choice
         elif head not in flags:
             raise UsageError(
                 f"{head}: there is no such option{did_you_mean(head, flags)}",

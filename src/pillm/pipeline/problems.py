@@ -67,7 +67,8 @@ def problems(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         elif kind in ("value_error", "assertion_error"):
             found.append(Problem(field, index, str(context.get("error", item["msg"]))))
         else:
-            words = _WORDS.get(kind, item["msg"]).format(**context)
+            # Only our own words are templates: pydantic's may hold a pattern's braces.
+            words = _WORDS[kind].format(**context) if kind in _WORDS else item["msg"]
             found.append(Problem(field, index, f"{words}, not {_shown(item['input'])}"))
     return found
 

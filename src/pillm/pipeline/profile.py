@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from pillm.core import shipped
 from pillm.core.errors import ProfileError, UsageError
 from pillm.core.findings import Finding
-from pillm.core.options import ByHand, InputFile, ModelReference, NameOrFile, StageOptions, marks
+from pillm.core.options import ByHand, InputFile, ModelReference, NameOrFile, StageOptions, marks, split_function
 from pillm.core.paths import expanded
 from pillm.core.yaml_lines import Document, Place, dotted, scalar
 from pillm.models import refs
@@ -258,12 +258,13 @@ class _Reader:
         if not (is_file or is_model or is_either):
             return value
         try:
-            path = here / expanded(value)
+            file, function = split_function(value) if is_either else (value, "")
+            path = here / expanded(file)
         except UsageError as error:
             self._wrong_option(step, option, "no-such-file", error.message, None, error.hint)
             return value
         if is_either:
-            return str(path) if path.is_file() else value
+            return f"{path}:{function}".rstrip(":") if path.is_file() else value
         if is_file and value.startswith(shipped.PREFIX):
             try:
                 shipped.data_path(value)

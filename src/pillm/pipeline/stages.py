@@ -36,6 +36,8 @@ class Stage(msgspec.Struct, frozen=True):
     """Whether the outputs say something about the machine, so that another machine's do not count."""
     group: str = ""
     """The word before the name on the command line, where there is one: `pillm dataset card`."""
+    preview_at: str = ""
+    """A function of the options that says before the start what the run needs: lines for `--dry-run`."""
     document: bool = False
     """Whether `--json` prints its answer as one JSON object, and not the events of its work."""
 
@@ -53,6 +55,10 @@ class Stage(msgspec.Struct, frozen=True):
     def run(self) -> Callable[[Any, Emit], Result]:
         """The entry point; importing it may import torch."""
         return cast("Callable[[Any, Emit], Result]", _load(self.run_at))
+
+    def preview(self, options: Options) -> list[str]:
+        """What can be said of a run before it starts. Raises PillmError where the options cannot work."""
+        return cast("Callable[[Any], list[str]]", _load(self.preview_at))(options) if self.preview_at else []
 
     def output_paths(self, options: Options) -> dict[str, Path]:
         """Where each output of a run with these options is published."""
@@ -72,8 +78,10 @@ STAGES: dict[str, Stage] = {
               {"readme": "README.md", "croissant": "croissant.json", "card": "dataset_card.json"}, group="dataset"),
         Stage("label", "A teacher answers prompts", "pillm.teach.options:LabelOptions", "pillm.teach.label:run",
               {"labelled": "labelled.jsonl", "rejected": "rejected.jsonl", "report": "label.json"}, deterministic=False),
+        Stage("logits", "A teacher's distributions, kept for training", "pillm.train.logits.options:LogitsOptions",
+              "pillm.train.logits.run:run", {"cache": "cache", "report": "logits.json"}),
         Stage("train", "A student learns from dialogues", "pillm.train.options:TrainOptions", "pillm.train.run:run",
-              {"model": "model", "log": "training.jsonl", "report": "train.json"}),
+              {"model": "model", "log": "training.jsonl", "report": "train.json"}, preview_at="pillm.train.memory:told"),
         Stage("export", "Convert to GGUF, with a round-trip check", "pillm.export.options:ExportOptions", "pillm.export.run:run",
               {"gguf": "model-{dtype}.gguf", "report": "export.json"}),
         Stage("quantize", "Quantize a GGUF file", "pillm.quantize.options:QuantizeOptions", "pillm.quantize.run:run",
@@ -96,12 +104,14 @@ TOOLS: dict[str, Stage] = {
         Stage("split", "Split into train, validation and test", "pillm.data.options:SplitOptions", "pillm.data.duplicates.split:run", {}, group="dataset"),
         Stage("convert", "From and to the formats of other tools", "pillm.data.options:ConvertOptions", "pillm.data.formats.convert:run", {}, group="dataset"),
         Stage("compare", "Better, same, worse or cannot tell: two models, two builds, or against the history",
-              "pillm.bench.compare.options:CompareOptions", "pillm.bench.compare.run:run", {}, group="bench"),
+              "pillm.bench.compare.options:CompareOptions", "pillm.bench.compare.run:run", {}, group="bench", document=True),
         Stage("history", "What was measured: list, import, export, thin out", "pillm.bench.history.options:HistoryOptions",
               "pillm.bench.history.run:run", {}, group="bench"),
         Stage("report", "Trends and roofline of the history as a page", "pillm.bench.trends.options:ReportOptions",
               "pillm.bench.trends.run:run", {}, group="bench"),
         Stage("plan", "What fits on a board, how fast, with which settings", "pillm.plan.options:PlanOptions", "pillm.plan.run:run", {}, document=True),
+        Stage("presets", "QLoRA presets: values, why, tested where", "pillm.train.presets_options:PresetsOptions",
+              "pillm.train.presets_table:run", {}, document=True),
     )
 }  # fmt: skip
 
