@@ -1,0 +1,1 @@
+"""Runs: start, stop, find and watch them."""
