@@ -106,6 +106,8 @@ def caches(out: Path, teacher: Path) -> dict[str, Path]:
                 break
             top += 1
         pillm("logits", str(out / "train.jsonl"), *common, f"--out={made['top-k']}", "--samples=0", f"--top={top}")
+    if per_token(made["top-k"]) < per_token(made["cached"]):
+        sys.exit("the top-k cache is smaller than the sampled one: raise PROBE")
     for name, path in made.items():
         print(f"cache {name}: {per_token(path):.1f} bytes a learned token")
     return made
@@ -116,7 +118,8 @@ def per_token(folder: Path) -> float:
 
 
 def train(out: Path, name: str, arm: str, seed: int, rate: float, given: argparse.Namespace, steps: int) -> Path:
-    where = out / name
+    # The name holds what the student depends on, so that another command does not take it for its own.
+    where = out / f"{name}-{given.layers}-{steps}-{rate:g}"
     if not (where / "train.json").exists():
         made = caches(out, given.teacher)
         pillm(
@@ -124,7 +127,7 @@ def train(out: Path, name: str, arm: str, seed: int, rate: float, given: argpars
             "--full", "--chat-template=chatml-tools", f"--seed={seed}", f"--learning-rate={rate}", f"--max-steps={steps}",
             "--epochs=2", "--validation=0.01", *([f"--logits={made[arm]}"] if arm in made else []), f"--out={where}",
         )  # fmt: skip
-    return where / "model"
+    return where
 
 
 def divergences(teacher: Path, students: dict[str, Path], held: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -167,7 +170,7 @@ def tuned(out: Path, given: argparse.Namespace) -> dict[str, float]:
     found = out / "rates.json"
     if not found.exists():
         tried = {
-            f"tune-{arm}-{rate:g}": train(out, f"tune-{arm}-{rate:g}", arm, 100, rate, given, given.steps // 3)
+            f"tune-{arm}-{rate:g}": train(out, f"tune-{arm}", arm, 100, rate, given, given.steps // 3) / "model"
             for arm in ARMS for rate in given.rates
         }  # fmt: skip
         measured = divergences(given.teacher, tried, out / "tune.jsonl")
@@ -181,12 +184,12 @@ def tuned(out: Path, given: argparse.Namespace) -> dict[str, float]:
     return json.loads(found.read_text())
 
 
-def task(out: Path, name: str, limit: int) -> str:
+def task(folder: Path, limit: int) -> str:
     """Exact match on held-out dialogues, through GGUF and llama-server."""
-    where = out / name / "task"
+    where = folder / "task"
     if not (where / "quality.json").exists():
-        pillm("export", str(out / name / "model"), f"--out={out / name / 'gguf'}")
-        gguf = next((out / name / "gguf").glob("*.gguf"))
+        pillm("export", str(folder / "model"), f"--out={folder / 'gguf'}")
+        gguf = next((folder / "gguf").glob("*.gguf"))
         pillm("evaluate", str(gguf), "--data=dataset:home-assistant/heldout", f"--limit={limit}", "--max-tokens=96",
               f"--out={where}")  # fmt: skip
     quality = json.loads((where / "quality.json").read_bytes())
@@ -198,8 +201,8 @@ def interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float
     return float(low), float(high)
 
 
-def report(out: Path, given: argparse.Namespace) -> None:
-    names = {f"{arm}-{seed}": out / f"{arm}-{seed}" / "model" for arm in ARMS for seed in given.seeds}
+def report(out: Path, given: argparse.Namespace, made: dict[str, Path]) -> None:
+    names = {name: folder / "model" for name, folder in made.items()}
     measured = divergences(given.teacher, names, out / "held.jsonl")
     tokens, _ = measured["tokens"]
     docs = np.array([row.id.startswith("doc-") for row in jsonl.read(out / "held.jsonl")])
@@ -227,8 +230,8 @@ def report(out: Path, given: argparse.Namespace) -> None:
             )
     if given.tasks:
         print()
-        for name in names:
-            print(f"  exact match {name}: {task(out, name, given.tasks)}")
+        for name, folder in made.items():
+            print(f"  exact match {name}: {task(folder, given.tasks)}")
 
 
 def main() -> None:
@@ -244,16 +247,18 @@ def main() -> None:
     prepare(given.out)
     rates = tuned(given.out, given)
     print("rates:", rates)
+    made: dict[str, Path] = {}
     for seed in given.seeds:
         # Interleaved, so that a machine that changes meets every arm.
         for arm in ARMS:
-            train(given.out, f"{arm}-{seed}", arm, seed, rates[arm], given, given.steps)
-            made = json.loads((given.out / f"{arm}-{seed}" / "train.json").read_bytes())
+            name = f"{arm}-{seed}"
+            made[name] = train(given.out, name, arm, seed, rates[arm], given, given.steps)
+            told = json.loads((made[name] / "train.json").read_bytes())
             print(
-                f"{arm}-{seed}: {made['steps']} steps, {made['processed_tokens']} tokens, {made['learned_tokens']} learned",
+                f"{name}: {told['steps']} steps, {told['processed_tokens']} tokens, {told['learned_tokens']} learned",
                 flush=True,
             )
-    report(given.out, given)
+    report(given.out, given, made)
 
 
 if __name__ == "__main__":

@@ -198,9 +198,9 @@ def test_a_width_that_cannot_be_quantized_is_told(packs, settings):
     from pillm.train.prune import pruned
 
     events = []
-    pruned(_model(**LLAMA), Shape(hidden=80, ffn=64), packs, settings, events.append)
+    pruned(_model(**LLAMA), Shape(hidden=84, ffn=64), packs, settings, events.append)
     warned = [e.message for e in events if isinstance(e, Log) and e.level == "warning"]
-    assert any("hidden=80 is no multiple of 32" in line for line in warned)
+    assert any("hidden=84 is no multiple of 32" in line for line in warned)
     assert any("ffn=64 is no multiple of 256" in line for line in warned)
 
 

@@ -93,9 +93,8 @@ def key_of(stage: Stage, options: StageOptions, llamacpp: str, emit: Emit) -> Ke
 
 def code_sha256(stage: Stage) -> str:
     """Hash of the source that makes the stage's outputs: its room and the floors that it stands on."""
-    room = stage.run_at.partition(":")[0].rpartition(".")[0] or stage.run_at.partition(":")[0]
     digest = hashlib.sha256()
-    for name in (room, *(f"pillm.{shared}" for shared in _SHARED_ROOMS)):
+    for name in rooms_of(stage):
         spec = importlib.util.find_spec(name)
         if spec is None or spec.origin is None:
             continue
@@ -106,6 +105,12 @@ def code_sha256(stage: Stage) -> str:
             if file.suffix in (".py", ".jinja", ".json") and "shipped" not in file.parts:
                 digest.update(f"{sha256_file(file)}  {name}/{file.name}\n".encode())
     return digest.hexdigest()
+
+
+def rooms_of(stage: Stage) -> tuple[str, ...]:
+    """The packages whose code a stage's outputs depend on: its whole room, not only the part with its entry point."""
+    own = ".".join(stage.run_at.partition(":")[0].split(".")[:2])
+    return (own, *(f"pillm.{room}" for room in (*_SHARED_ROOMS, *stage.stands_on)))
 
 
 def finished(stage: Stage, options: StageOptions, key: str, emit: Emit) -> StageRecord | None:

@@ -36,6 +36,8 @@ class Stage(msgspec.Struct, frozen=True):
     """Whether the outputs say something about the machine, so that another machine's do not count."""
     group: str = ""
     """The word before the name on the command line, where there is one: `pillm dataset card`."""
+    stands_on: tuple[str, ...] = ()
+    """Rooms below that only some stages use, whose code makes their outputs, too."""
     preview_at: str = ""
     """A function of the options that says before the start what the run needs: lines for `--dry-run`."""
     document: bool = False
@@ -79,9 +81,10 @@ STAGES: dict[str, Stage] = {
         Stage("label", "A teacher answers prompts", "pillm.teach.options:LabelOptions", "pillm.teach.label:run",
               {"labelled": "labelled.jsonl", "rejected": "rejected.jsonl", "report": "label.json"}, deterministic=False),
         Stage("logits", "A teacher's distributions, kept for training", "pillm.train.logits.options:LogitsOptions",
-              "pillm.train.logits.run:run", {"cache": "cache", "report": "logits.json"}),
+              "pillm.train.logits.run:run", {"cache": "cache", "report": "logits.json"}, stands_on=("logit_cache",)),
         Stage("train", "A student learns from dialogues", "pillm.train.options:TrainOptions", "pillm.train.run:run",
-              {"model": "model", "log": "training.jsonl", "report": "train.json"}, preview_at="pillm.train.memory:told"),
+              {"model": "model", "log": "training.jsonl", "report": "train.json"}, stands_on=("logit_cache",),
+              preview_at="pillm.train.memory:told"),
         Stage("export", "Convert to GGUF, with a round-trip check", "pillm.export.options:ExportOptions", "pillm.export.run:run",
               {"gguf": "model-{dtype}.gguf", "report": "export.json"}),
         Stage("quantize", "Quantize a GGUF file", "pillm.quantize.options:QuantizeOptions", "pillm.quantize.run:run",
@@ -89,7 +92,7 @@ STAGES: dict[str, Stage] = {
         Stage("evaluate", "Measure quality on held-out dialogues", "pillm.evaluate.options:EvaluateOptions", "pillm.evaluate.run:run",
               {"report": "quality.json", "answers": "answers.jsonl"}, deterministic=False),
         Stage("bench", "Measure speed on this machine", "pillm.bench.options:BenchOptions", "pillm.bench.run:run",
-              {"report": "bench.json"}, deterministic=False, per_machine=True),
+              {"report": "bench.json"}, deterministic=False, per_machine=True, stands_on=("history",)),
     )
 }  # fmt: skip
 
