@@ -136,7 +136,10 @@ def keys(folder: Path, seconds: float, rate: int) -> None:
     run_dir = folder / "run"
     run_dir.mkdir()
     (run_dir / "events.jsonl").write_text(START)
-    (run_dir / ".lock").write_text(f"{os.getpid()}\n")
+    lock = (run_dir / ".lock").open("w")  # held until this process ends, as the engine does
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
     terminal = Terminal("run", run_dir, folder / "keys.json")
     terminal.until(b"events.jsonl")
     argv = [

@@ -24,7 +24,6 @@ import termios
 import time
 from pathlib import Path
 
-START = "import sys; from pillm.cli import main as m; m._COMMANDS.setdefault('ui', ('pillm.cli.ui:ui', '')); sys.exit(m.main(['ui']))"
 LAST = b"palette"
 
 
@@ -34,7 +33,7 @@ def spawn(size: str, folder: str) -> tuple[int, int]:
     if pid == 0:
         os.chdir(folder)
         env = {**os.environ, "TERM": "xterm-256color", "PILLM_CACHE": folder, "PYTHONSAFEPATH": "1"}
-        os.execve(sys.executable, [sys.executable, "-c", START], env)
+        os.execve(sys.executable, [sys.executable, "-m", "pillm", "ui"], env)
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
     return pid, terminal
 

@@ -235,8 +235,23 @@ def test_going_on_keeps_whole_shards_of_the_same_run_only(folder: Path) -> None:
     assert writer.prepare(folder, RUN, 2, said.append) == {0}
     assert "damaged" in str(said)
     assert sorted(p.name for p in folder.iterdir()) == ["shard-00000.bin"]
+    said.clear()
     assert writer.prepare(folder, "cd" * 32, 2, said.append) == set()
     assert list(folder.iterdir()) == []
+    assert "1 shards of an unfinished other run" in str(said)
+
+
+def test_a_finished_cache_of_another_run_is_refused_and_stays_as_it_is(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match="holds a finished cache") as caught:
+        writer.prepare(folder, "cd" * 32, 2, silent)
+    assert "--out" in caught.value.hint
+    (folder / "manifest.json").write_bytes(before["manifest.json"][:-9])
+    with pytest.raises(UsageError, match="damaged"):
+        writer.prepare(folder, "cd" * 32, 2, silent)
+    (folder / "manifest.json").write_bytes(before["manifest.json"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    read_all(open_cache(folder))
 
 
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:

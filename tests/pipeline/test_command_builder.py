@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import fake_stages
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pillm.cli import stages as faces
 from pillm.cli.main import main
@@ -70,7 +72,17 @@ def options(stage: Stage) -> st.SearchStrategy[Any]:
         if not field.is_required():
             strategy = st.just(field.default) | strategy
         fields[name] = strategy
-    return st.fixed_dictionaries(fields).map(stage.options.model_validate)
+    return st.fixed_dictionaries(fields).map(partial(valid, stage))
+
+
+def valid(stage: Stage, values: dict[str, Any]) -> Any:
+    """Options of these values; values that are right alone and not together are drawn again."""
+    try:
+        return stage.options.model_validate(values)
+    except ValidationError as error:
+        if any(item["loc"] for item in error.errors()):
+            raise
+        reject()
 
 
 @pytest.mark.parametrize("stage", ALL.values(), ids=list(ALL))

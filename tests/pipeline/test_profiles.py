@@ -158,7 +158,7 @@ def test_a_stage_that_feeds_itself_is_a_cycle(tmp_path: Path) -> None:
         ("warmup: 1", "must be less than 1, not 1"),
         ("chat_template: 3", "must be text (put quotes around it), not 3"),
         ("methd: full", "there is no such option; did you mean method?"),
-        ("method: Full", "must be one of lora, full, not 'Full'; did you mean full?"),
+        ("method: Full", "must be one of lora, rslora, dora, full, not 'Full'; did you mean full?"),
         ("alpha: 1e999", "must be a finite number, not inf"),
     ],
 )
@@ -272,13 +272,14 @@ def test_shipped_profiles_are_right_by_the_reader_and_by_the_schema(path: Path) 
     assert yaml.safe_load(text)["name"] == path.stem
 
 
-def test_the_five_profiles_are_shipped() -> None:
+def test_the_six_profiles_are_shipped() -> None:
     assert {path.stem for path in SHIPPED} == {
         "quickstart",
         "smoke",
         "tinyllama-tutor",
         "qwen-bilingual",
         "smollm2-home",
+        "distill",
     }
 
 

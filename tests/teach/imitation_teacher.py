@@ -15,7 +15,7 @@ from typing import Any
 class Imitation:
     """Not a model: answers every prompt with "ok", or does what was ordered for that prompt, in order.
 
-    An order is an answer (text, or a whole completion), a status with headers and a message (in which
+    An order is an answer (text, or a whole completion), a function of the body that gives an order, a status with headers and a message (in which
     {auth} is the key that came), or "cut" (before a byte), "cut in the middle", "garbage", "silence", "drip" (a byte
     now and then, without an end), "endless" (as fast as it goes).
     """
@@ -70,6 +70,8 @@ def handler(imitation: Imitation) -> type[BaseHTTPRequestHandler]:
             imitation.bodies.append(body)
             orders = imitation.orders[body["messages"][-1]["content"]]
             order = orders.pop(0) if orders else (imitation.always or "ok")
+            if callable(order):
+                order = order(body)
             if order == "cut":
                 # A reset instead of a goodbye: what a dying server or a router does.
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

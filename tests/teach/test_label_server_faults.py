@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import email.utils
+import threading
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,8 @@ from imitation_teacher import completion
 
 from pillm.core.errors import GateError, NetworkError, UsageError
 from pillm.core.events import Log, encode, silent
-from pillm.teach import report, server
+from pillm.models.openai_server import pause
+from pillm.teach import report
 from pillm.teach.label import run
 from pillm.teach.options import LabelOptions
 
@@ -97,14 +99,14 @@ def test_retry_after_is_read_as_seconds_or_date():
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
 
     def wait(text: str) -> float | None:
-        return server._wait(httpx.Response(429, headers={"Retry-After": text}))
+        return pause(httpx.Response(429, headers={"Retry-After": text}))
 
     assert wait("2.5") == 2.5
     assert wait("-3") == 0
     assert 3500 < (wait(email.utils.format_datetime(later)) or 0) <= 3600
     assert wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert wait("soon") is None
-    assert server._wait(httpx.Response(429)) is None
+    assert pause(httpx.Response(429)) is None
 
 
 def test_a_server_that_stays_busy_ends_the_run_and_the_next_run_goes_on(label, dataset, imitation):
@@ -291,6 +293,20 @@ def test_a_server_that_knows_the_token_limit_by_its_newer_name_is_served(label, 
     assert label(dataset("a", "b"), concurrency=1).metrics["labelled"] == 2
     assert "max_tokens" not in imitation.bodies[1]
     assert [body.get("max_completion_tokens") for body in imitation.bodies] == [None, 256, 256]
+
+
+def test_requests_under_way_when_the_newer_name_is_learned_are_sent_again_too(label, dataset, imitation):
+    together = threading.Barrier(4)
+
+    def newer(body):
+        if "max_tokens" not in body:
+            return "ok"
+        together.wait(10)  # none is answered before all four are sent with the old name
+        return 400, {}, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+
+    imitation.always = newer
+    assert label(dataset(*"abcd"), concurrency=4, attempts=1).metrics["labelled"] == 4
+    assert len(imitation.bodies) == 8
 
 
 def test_the_key_reaches_the_server_and_nothing_else(label, dataset, imitation, monkeypatch, tmp_path):

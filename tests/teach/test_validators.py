@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -10,9 +13,9 @@ from imitation_teacher import completion
 from pydantic import ValidationError
 
 from pillm.core.errors import GateError, UsageError
-from pillm.core.events import silent
-from pillm.core.records import FunctionCall, Message, Record, Tool, ToolCall
-from pillm.teach import report
+from pillm.core.events import Progress, silent
+from pillm.core.records import FunctionCall, Message, Record, Tool, ToolCall, plain
+from pillm.teach import report, rounds
 from pillm.teach.ask import Reason
 from pillm.teach.choice import Judged, choose
 from pillm.teach.journal import Entry
@@ -212,6 +215,25 @@ def test_a_users_own_function_judges_and_its_source_is_in_the_report_alone(label
     assert report.load(second.outputs["report"]).settings["validator"] != before
 
 
+def test_the_example_of_the_documentation_judges_text_and_calls(label, dataset, imitation, rows, tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text(encoding="utf-8")
+    lines = text[text.index("    def validate(") :].split("\n\n")[0]
+    (tmp_path / "mine.py").write_text(textwrap.dedent(lines) + "\n")
+    function = {"name": "set_timer", "arguments": '{"label": "tea"}'}
+    call = completion(None, "tool_calls", [{"id": "x", "type": "function", "function": function}])
+    del call["choices"][0]["message"]["content"]
+    imitation.orders |= {"text": ["TODO", "done"], "call": [call]}
+    prompts = [
+        {"id": name, "messages": [{"role": "user", "content": name}], "tools": [plain(TIMER)]}
+        for name in imitation.orders
+    ]
+    result = label(dataset(*prompts), validator=str(tmp_path / "mine.py") + ":validate")
+    first, second = rows(result.outputs["labelled"])
+    assert first.messages[-1].content == "done"
+    assert second.messages[-1].tool_calls[0].function.name == "set_timer"
+    assert report.load(result.outputs["report"]).validators == {"mine.py:validate": 1}
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -271,6 +293,16 @@ def test_a_request_that_fails_among_several_is_made_up_for_in_the_next_run(label
     again = label(dataset("a"), best_of=3, attempts=1, concurrency=1)
     assert imitation.asked("a") == 4
     assert rows(again.outputs["labelled"])[0].meta["best_of"]["answers"] == 3
+
+
+def test_progress_never_goes_beyond_all_prompts(label, dataset, imitation, monkeypatch):
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(monotonic=itertools.count().__next__))  # each answer is told
+    imitation.orders["a"] = [(500, {}, "oops"), "one", "two"]
+    events = []
+    label(dataset("a", "b"), events.append, best_of=3, attempts=1, concurrency=1)
+    told = [event.done for event in events if isinstance(event, Progress) and event.label == "label"]
+    assert told[-1] == 2
+    assert told == sorted(told)
 
 
 def test_cost_is_tokens_times_price_of_this_run_and_of_all_that_is_stored(label, dataset, imitation):

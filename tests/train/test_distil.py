@@ -169,11 +169,11 @@ def test_a_flipped_bit_stops_the_training(run, tiny_student, dialogues_file, cac
     shutil.copytree(cache / "cache", broken)
     shard = max((path for path in broken.iterdir() if path.suffix != ".json"), key=lambda path: path.stat().st_size)
     data = bytearray(shard.read_bytes())
-    for at in range(len(data) // 4, len(data), len(data) // 8):
-        data[at] ^= 1
+    # One bit, of a dialogue that a training of one step would not read.
+    data[-1] ^= 1
     shard.write_bytes(data)
     with pytest.raises((UsageError, FindingsError), match=shard.name):
-        run(_options(tiny_student, dialogues_file, tmp_path / "out", logits=broken, epochs=1, max_steps=None), silent)
+        run(_options(tiny_student, dialogues_file, tmp_path / "out", logits=broken, max_steps=1), silent)
     assert not (tmp_path / "out" / "model").exists()
 
 
@@ -295,6 +295,22 @@ def test_options_that_contradict_each_other_are_refused_at_once(more, message, r
     with pytest.raises(UsageError, match=message):
         run(_options(Path("no-model"), Path("no-data"), tmp_path / "out", **more), silent)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_share_that_is_not_given_follows_from_the_loss():
+    from pillm.train.lessons import ULD_SHARE, choose
+
+    def share(**more) -> float:
+        options = _options(Path("s"), Path("d"), Path("o"), **more)
+        # As a profile has them: every field is given.
+        whole = TrainOptions(**options.model_dump())
+        assert choose(whole) == choose(options)
+        return choose(options).share
+
+    assert share(teacher="t") == 1
+    assert share(teacher="t", kd_weight=0.3) == 0.3
+    assert share(teacher="t", loss="uld") == ULD_SHARE
+    assert share() == 0
 
 
 def test_a_student_with_a_smaller_context_is_refused_before_training(run, tiny_student, dialogues_file, tmp_path):

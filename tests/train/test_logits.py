@@ -111,6 +111,16 @@ def test_the_same_run_elsewhere_gives_the_same_bytes_and_another_seed_does_not(
     assert hashes(tmp_path / "b" / "cache") != hashes(finished / "cache")
 
 
+def test_a_finished_cache_of_another_run_is_not_replaced(
+    finished: Path, tiny_student: Path, dialogues_file: Path
+) -> None:
+    before = hashes(finished / "cache")
+    with pytest.raises(UsageError, match="holds a finished cache") as caught:
+        run(options(dialogues_file, tiny_student, finished, seed=1), silent)
+    assert "--out" in caught.value.hint
+    assert hashes(finished / "cache") == before
+
+
 def test_lost_and_damaged_shards_are_made_again_to_the_same_bytes(
     finished: Path, tiny_student: Path, dialogues_file: Path
 ) -> None:

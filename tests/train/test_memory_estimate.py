@@ -100,3 +100,44 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{not json")
     with pytest.raises(UsageError):
         memory.preview(_options(tmp_path))
+
+
+@pytest.mark.model
+def test_what_a_cpu_training_was_measured_to_need_is_covered(smollm2_gguf):
+    """The one measurement that the allowance is fitted to, docs/training.md: LoRA, bfloat16, 1,024 tokens a pass."""
+    sizes = memory.sizes_of(str(smollm2_gguf))
+    options = _options(smollm2_gguf)
+    found = memory.estimate(options, sizes, "bfloat16", False, span=memory._span(options))
+    assert found.parts["kernels and heap"] > 0
+    assert 2.75 <= found.training / memory.GIB < 3.0
+    assert "kernels and heap" not in memory.estimate(options, sizes, "bfloat16", False, "cuda").parts
+
+
+@pytest.mark.model
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"init": "prune:layers=1"},
+        {"teacher": "T"},
+        {"teacher": "T", "logits": Path("c")},
+        {"teacher": "T", "logits": Path("c"), "on_policy": 0.5},
+        {"preset": "qlora-cpu"},
+    ],
+)
+def test_the_preview_and_the_training_go_by_one_estimate(given, tiny_student, smollm2_gguf, monkeypatch):
+    import torch
+
+    from pillm.train import settings, student
+
+    given = {**given, "teacher": str(smollm2_gguf)} if "teacher" in given else given
+    options = _options(tiny_student, device="cpu", dtype="float32", **given)
+    model, _, _ = student.load(tiny_student, torch.float32)
+    said = memory.preview(options.model_copy(update={"gradient_checkpointing": "off"})).estimate.training
+    for free, on in ((said / 0.7 - 1000, True), (said / 0.7 + 1000, False)):
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: free)
+        monkeypatch.setattr(settings, "free_memory", lambda free=free: free)
+        settled = settings.settle(options, model.num_parameters(), 2, 64, memory.sizes_of_model(model))
+        assert settled.gradient_checkpointing is on
+        assert memory.preview(options).estimate.checkpointing is on

@@ -85,6 +85,34 @@ def test_what_is_drawn_follows_the_students_own_distribution(loaded, tiny_studen
         assert abs(share - p) < 4 * (p * (1 - p) / count) ** 0.5 + 1e-9
 
 
+def test_what_teacher_or_tokenizer_do_not_know_is_never_written(loaded, tiny_student, tmp_path):
+    from pillm.train import lessons
+
+    model, tokenizer, encoded = loaded
+    options = _options(tiny_student, tmp_path, tmp_path, on_policy=1.0)
+    packs, known = pack(encoded, {}, 512), len(tokenizer) - 40_000
+    highest = max(max(item.ids) for item in encoded)
+    assert highest > known, "prompts may hold any token"
+
+    def written(vocabulary: int, common: int) -> list[int]:
+        class Small:
+            all_special_ids, eos_token_id = tokenizer.all_special_ids, tokenizer.eos_token_id
+
+            def get_vocab(self):
+                return {str(index): index for index in range(vocabulary)}
+
+        write = lessons._writer(options, encoded, Small(), model, "cpu", common)
+        packs_written = write(model, 0, packs)
+        return [
+            token for one in packs_written or [] for token, learned in zip(one.ids, one.learned, strict=True) if learned
+        ]
+
+    assert max(written(len(tokenizer), len(tokenizer))) >= known, "this student writes such tokens if it may"
+    for some in (written(known, len(tokenizer)), written(len(tokenizer), known)):
+        assert some
+        assert max(some) < known
+
+
 def test_an_answer_ends_at_a_stop_token_or_at_the_longest(loaded, tiny_student, tmp_path):
     model, _, encoded = loaded
     options = _options(tiny_student, tmp_path, tmp_path, on_policy_tokens=5)

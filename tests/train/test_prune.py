@@ -222,3 +222,29 @@ def test_a_pruned_student_is_trained_merged_and_converted(tiny_student, dialogue
     file = describe(exported.outputs["gguf"])
     assert (file.metadata["llama.block_count"], file.metadata["llama.embedding_length"]) == (1, 32)
     assert (file.metadata["llama.attention.head_count"], file.metadata["llama.attention.key_length"]) == (2, 16)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_merged_model_generates_as_the_student_was_set_to(method, tiny_student, packs, tmp_path):
+    from pathlib import Path
+
+    import torch
+
+    from pillm.train import run, student
+    from pillm.train.loop import Plan
+    from pillm.train.options import TrainOptions
+    from pillm.train.settings import Settings
+
+    options = TrainOptions(
+        student=str(tiny_student), data=Path("x"), out=tmp_path, init="prune:layers=1", method=method
+    )
+    settings = Settings("cpu", "float32", 1e-3, False, {}, method)
+    model = student.load(tiny_student, torch.float32)[0]
+    model.generation_config.repetition_penalty = 1.25
+    model.generation_config.eos_token_id = [2, 7]
+    small, base = run._made_smaller(model, tiny_student, options, settings, Plan([packs], []), silent)
+    published = small if method == "full" else base()
+    assert published.config.num_hidden_layers == 1
+    assert published.generation_config.repetition_penalty == 1.25
+    assert published.generation_config.eos_token_id == [2, 7]

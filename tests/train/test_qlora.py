@@ -259,3 +259,21 @@ def test_a_preset_trains_on_its_own_hardware(name, tiny_student, dialogues_file,
     _, settings, losses, _ = _trained(tiny_student, dialogues_file, tmp_path, preset=name, device="cuda")
     assert settings.dtype == PRESETS[name].values["dtype"]
     assert losses[-1] < losses[0] - 0.5
+
+
+def test_plain_adapters_say_nothing_and_fetch_nothing(tiny_student, dialogues_file, tmp_path):
+    """In a process of its own, where nothing has been imported yet: peft imports bitsandbytes by itself."""
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; from pathlib import Path; from pillm.train.options import TrainOptions\n"
+        "from pillm.train.run import run\n"
+        "run(TrainOptions(student=sys.argv[1], data=Path(sys.argv[2]), out=Path(sys.argv[3]), max_steps=1), lambda e: None)\n"
+        "assert 'peft' in sys.modules"
+    )
+    argv = [sys.executable, "-c", program, str(tiny_student), str(dialogues_file), str(tmp_path / "out")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kernels-community" not in done.stderr
+    assert done.stdout == ""

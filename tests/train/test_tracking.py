@@ -51,7 +51,35 @@ def test_a_tracker_that_is_not_there_says_how_to_get_it(track, module, tmp_path,
     assert error.value.hint == f"pip install {track}"
 
 
-def test_no_tracker_writes_nothing(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_steps_that_are_done_again_are_not_shown_twice(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps = [Step(number, float(number), 1e-3) for number in range(1, 6)]
+    with tracking.opened(_options(tmp_path, "tensorboard")) as track:
+        for step in steps[:4]:
+            track(step)
+    # The checkpoint is of step 2.
+    with tracking.opened(_options(tmp_path, "tensorboard"), steps[:2]) as track:
+        for step in steps[2:]:
+            track(step)
+    events = EventAccumulator(str(tmp_path / "track"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_without_a_tracker_each_step_is_on_disk_at_once(tmp_path):
+    steps = [Step(number, 1.0 / number, 1e-3) for number in range(1, 5)]
+    file = tmp_path / "metrics.jsonl"
+
+    def there() -> list[Step]:
+        return [msgspec.json.decode(line, type=Step) for line in file.read_bytes().splitlines()]
+
     with tracking.opened(_options(tmp_path, "none")) as track:
-        track(Step(1, 1.0, 1.0))
-    assert list(tmp_path.iterdir()) == []
+        for number, step in enumerate(steps, 1):
+            track(step)
+            assert there() == steps[:number]
+    with tracking.opened(_options(tmp_path, "none"), steps[:2]):
+        assert there() == steps[:2]
+    assert list(tmp_path.iterdir()) == [file]

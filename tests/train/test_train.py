@@ -135,6 +135,133 @@ def test_a_loss_that_is_no_number_stops_the_line(run, tiny_student, dialogues_fi
     assert not (tmp_path / "model").exists()
 
 
+@pytest.fixture
+def small_training(tmp_path):
+    """A model of random weights, its masters and packs: what the loop takes."""
+    import torch
+    import transformers
+
+    from pillm.train import attention, loop
+    from pillm.train.dialogues import Encoded, pack
+    from pillm.train.settings import Settings
+
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    )  # fmt: skip
+    attention.use(model)
+    items = [Encoded(list(range(3 + i, 23 + i)), [False] * 10 + [True] * 10, b"") for i in range(4)]
+    packs = pack(items, {}, 128)
+
+    def train(dtype="float32", validation=False, write=None, hook=None, steps=2):
+        options = _options(Path("s"), Path("d"), tmp_path, max_steps=steps, checkpoint_every=0)
+        settings = Settings("cpu", dtype, 1e-3, False, {}, "full")
+        masters = loop.set_arithmetic(model, settings)
+        if hook:
+            model.model.layers[0].mlp.up_proj.weight.register_hook(hook)
+        spoil = (lambda student, step, packs: write(masters, step)) if write else None
+        work = loop.Plan([packs] * steps, packs if validation else [])
+        return loop.train(model, masters, work, options, settings, "test", silent, write=spoil), masters
+
+    return train
+
+
+def _spoiled(masters, step) -> None:
+    """A weight overflows, at a place that the loss of this step does not see any more."""
+    if step == 0:
+        masters["model.layers.0.mlp.up_proj.weight"].data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"hook": lambda gradient: gradient * float("nan")}, "step 1: the norm of the gradients is nan"),
+        ({"hook": lambda gradient: gradient * float("inf")}, "step 1: the norm of the gradients is"),
+        ({"dtype": "bfloat16", "write": _spoiled, "validation": True}, "step 1: the validation loss is nan"),
+        ({"dtype": "bfloat16", "write": _spoiled}, r"step 1: model\.layers\.0\.mlp\.up_proj\.weight is no longer a number"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_neither_kept_nor_published(more, what, small_training, tmp_path):
+    with pytest.raises(PillmError, match=f"{what}.*training has come apart") as caught:
+        small_training(**more)
+    assert "--learning-rate" in caught.value.hint
+    assert not (tmp_path / "checkpoint" / "state.pt").exists()
+
+
+def test_a_step_that_the_scaler_skips_is_no_end(small_training):
+    """float16 overflows until the scale has come down: that is no failure."""
+    import torch
+
+    calls = []
+
+    def overflow(gradient):
+        calls.append(1)
+        return gradient * float("inf") if len(calls) == 1 else gradient
+
+    log, masters = small_training(dtype="float16", hook=overflow, steps=4)
+    assert len(log) == 4
+    assert all(torch.isfinite(weight).all() for weight in masters.values())
+
+
+def test_a_model_that_overflows_in_its_own_arithmetic_is_not_published(
+    run, tiny_student, dialogues_file, tmp_path, monkeypatch
+):
+    from pillm.train import student
+
+    merged = student.merged
+
+    def broken(*given):
+        model = merged(*given)
+        next(model.parameters()).data[0, 0] = float("inf")
+        return model
+
+    monkeypatch.setattr(student, "merged", broken)
+    with pytest.raises(PillmError, match="is no longer a number"):
+        run(_options(tiny_student, dialogues_file, tmp_path, max_steps=1), silent)
+    assert not (tmp_path / "model").exists()
+
+
+def test_two_runs_into_one_folder_are_refused(run, tiny_student, dialogues_file, tmp_path):
+    from pillm.core.locks import locked
+    from pillm.train.run import LOCK
+
+    options = _options(tiny_student, dialogues_file, tmp_path, max_steps=1)
+    with locked(tmp_path / LOCK), pytest.raises(UsageError, match="another run is at work in this folder"):
+        run(options, silent)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+    run(options, silent)
+
+
+def test_metrics_are_on_disk_while_training_and_cut_to_the_checkpoint(run, tiny_student, dialogues_file, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    options = _options(tiny_student, dialogues_file, tmp_path, max_steps=4, epochs=9, checkpoint_every=1e6)
+
+    def lines() -> list[int]:
+        return [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+
+    def stop(event):
+        if isinstance(event, Metric) and event.name == "loss" and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(options, stop)
+    assert lines() == [1, 2]
+    # There is no checkpoint, so the first step is done again.
+    seen = []
+
+    def look(event):
+        if isinstance(event, Metric) and event.name == "tokens_per_second":
+            seen.append(lines())
+
+    run(options, look)
+    assert seen == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    assert not metrics.exists(), "training.jsonl takes its place"
+    assert len((tmp_path / "training.jsonl").read_text().splitlines()) == 4
+
+
 def test_prompts_only_are_refused(run, tiny_student, tmp_path):
     data = tmp_path / "prompts.jsonl"
     jsonl.write(data, [Record("p", (Message("user", "Hi"),))])

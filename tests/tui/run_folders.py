@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import fcntl
 import functools
 import math
 import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from textual.app import App
@@ -101,9 +102,21 @@ def _train(steps: int) -> list[tuple[int, str, Event]]:
     return found
 
 
+_HELD: list[IO[str]] = []
+
+
+def hold(run_dir: Path) -> None:
+    """Be the engine that works there, until this process ends."""
+    file = (run_dir / ".lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    _HELD.append(file)
+
+
 def running(folder: Path) -> Path:
     run_dir = told(folder / "home-assistant", *_label(), *_train(130))
-    (run_dir / ".lock").write_text(f"{os.getpid()}\n")
+    hold(run_dir)
     return run_dir
 
 

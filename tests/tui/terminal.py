@@ -14,11 +14,8 @@ from pathlib import Path
 
 import pytest
 
-# As `pillm`, whether or not its command line lists the UI.
-PILLM = (
-    "import sys; from pillm.cli import main as m; "
-    "m._COMMANDS.setdefault('ui', ('pillm.cli.ui:ui', 'The terminal UI')); sys.exit(m.main(sys.argv[1:]))"
-)
+PILLM = "import runpy; runpy.run_module('pillm', run_name='__main__', alter_sys=True)"
+"""`-m pillm`, for tests that put something before it."""
 
 
 class Terminal:
@@ -30,7 +27,7 @@ class Terminal:
         if shutil.which("tmux") is None:
             pytest.skip("tmux is not installed")
         self._server = f"pillm-{uuid.uuid4().hex[:12]}"
-        line = shlex.join([sys.executable, "-c", PILLM, *words])
+        line = shlex.join([sys.executable, "-m", "pillm", *words])
         # What the program leaves on the screen stays readable after its end.
         line = f"{line}; echo ended with $?; sleep 600"
         width, height = map(str, size)

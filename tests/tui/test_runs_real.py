@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import run_folders
 
 from pillm.core.command import Command
 from pillm.core.errors import UsageError
 from pillm.pipeline import engine
-from pillm.tui.runs import folder
+from pillm.tui.runs import alive, folder
 from pillm.tui.runs.find import info, runs, state_of
 from pillm.tui.runs.picture import Picture
 from pillm.tui.runs.reader import Reader
@@ -192,7 +194,7 @@ def test_a_started_command_outlives_its_starter_and_dies_with_its_worker(here: P
     assert subprocess.run(argv, start_new_session=True, check=False).returncode == 0
     until(lambda: (place / folder.EVENTS).exists() and (place / folder.EVENTS).read_text() == "begun\n")
     assert state_of(place)[0] == "running"
-    os.kill(int((place / folder.PID).read_text()), signal.SIGKILL)
+    os.kill(int((place / folder.PID).read_text().split()[0]), signal.SIGKILL)
     until(lambda: state_of(place)[0] == "dead")
     assert subprocess.run(argv, start_new_session=True, check=False).returncode == 0
     until(lambda: (place / folder.EVENTS).read_text() == "begun\n" * 2)
@@ -202,13 +204,70 @@ def test_a_started_command_outlives_its_starter_and_dies_with_its_worker(here: P
 
 
 def test_a_number_of_another_process_is_not_ours(tmp_path: Path) -> None:
-    (tmp_path / folder.LOCK).write_text(f"{os.getpid()}\n")
+    lock, pid = tmp_path / folder.LOCK, tmp_path / folder.INSIDE / folder.PID
+    pid.parent.mkdir()
+    run_folders.hold(tmp_path)
     assert at_work(tmp_path)
-    os.utime(tmp_path / folder.LOCK, (1, 1))  # from before that process began
-    assert not at_work(tmp_path)
-    for text in ("", "x", "-1", "999999999999"):
-        (tmp_path / folder.LOCK).write_text(text)
-        assert not at_work(tmp_path)
+    assert alive.holder(lock) == os.getpid()
+    os.utime(lock, (1, 1))  # from before that process began
+    assert at_work(tmp_path)
+    assert alive.holder(lock) is None
+    with pytest.raises(UsageError, match="nothing was stopped"):
+        stop(tmp_path)
+    lock.unlink()
+    pid.write_text(alive.mark(os.getpid()))
+    assert alive.worker(pid) == os.getpid()
+    for text in ("", "x", "-1", "999999999999", f"{os.getpid()}", f"{os.getpid()}\n0/1\n"):
+        for path in (lock, pid):
+            path.write_text(text)
+        assert not at_work(tmp_path), text
+        assert not stop(tmp_path), text
+
+
+@pytest.mark.parametrize("someone_has_it", [False, True])
+def test_a_strange_process_in_the_lock_is_neither_a_run_nor_stopped(here: Path, someone_has_it: bool) -> None:
+    strange = subprocess.Popen(["sleep", "600"])
+    try:
+        run_dir = run_folders.told(Path("runs/old"))
+        with (run_dir / folder.LOCK).open("w") as file:
+            if someone_has_it:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(f"{strange.pid}\n")
+            file.flush()
+            assert (state_of(run_dir)[0] == "running") is someone_has_it
+            if someone_has_it:
+                with pytest.raises(UsageError, match="nothing was stopped"):
+                    stop(run_dir)
+            else:
+                assert not stop(run_dir)
+        # A number and a lock of a worker that ended, and whose number the other process got.
+        (run_dir / folder.INSIDE).mkdir()
+        (run_dir / folder.INSIDE / folder.PID).write_text(f"{strange.pid}\n")
+        assert not stop(run_dir)
+        assert strange.poll() is None
+    finally:
+        strange.kill()
+        strange.wait()
+
+
+def test_the_engine_leaves_no_number_behind(here: Path) -> None:
+    assert engine_run(here).wait() == 0
+    assert (Path("runs/tiny") / folder.LOCK).read_text() == ""
+
+
+def test_a_run_is_resumed_where_it_was_started(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ("pillm", "dataset", "card", "dataset:home-assistant/smoke", "--out=made")
+    run_dir = start(Command(argv), name="card").absolute()
+    until(lambda: not at_work(run_dir))
+    for path in (here / "made").iterdir():
+        path.unlink()
+    elsewhere = here / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    resume(run_dir)
+    until(lambda: not at_work(run_dir))
+    assert list((here / "made").iterdir())
+    assert not list(elsewhere.iterdir())
 
 
 def test_what_cannot_be_resumed_says_so(tmp_path: Path) -> None:

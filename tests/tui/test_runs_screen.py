@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import run_folders
 from run_folders import BEGAN, SIZES, Host, in_loop, told, until
 from textual.app import App, ComposeResult
-from textual.widgets import DataTable, Input, TabbedContent
+from textual.widgets import DataTable, Input, Static, TabbedContent
 
-from pillm.core.events import Log, StageEnded
+from pillm.core.artifacts import Artifact
+from pillm.core.events import Failed, Found, Log, Made, Metric, StageEnded, StageStarted
+from pillm.core.findings import Finding
+from pillm.tui.runs import folder
+from pillm.tui.runs.chart import Chart
 from pillm.tui.runs.find import RunInfo
 from pillm.tui.runs.list import RunList, line
 from pillm.tui.runs.log import RunLog
 from pillm.tui.runs.pane import Pane
-from pillm.tui.runs.screen import RunScreen
+from pillm.tui.runs.screen import RunScreen, show
 from pillm.tui.runs.stages import Stages
 from pillm.tui.runs.stages import line as stage_line
 from pillm.tui.runs.viewer import FileViewer, LineViewer
@@ -233,3 +240,115 @@ async def test_the_list_shows_runs_and_says_which_was_chosen(tmp_path: Path, mon
 
 def test_a_run_is_one_line() -> None:
     assert "x" in line(RunInfo(Path("x"), "x", "dead", 0.0))
+
+
+ODD = "[red]a[/INST][/]"
+
+
+@in_loop
+async def test_eight_runs_on_the_screen_leave_threads_for_others(tmp_path: Path) -> None:
+    app = opened(run_folders.done(tmp_path))
+    async with app.run_test(size=(80, 24)):
+        screen = await ready(app)
+        # As on a machine with few processors.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+        for _ in range(7):
+            await app.push_screen(RunScreen(screen.run_dir, later))
+            await ready(app)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "done"), 10) == "done"
+
+
+@in_loop
+async def test_a_run_that_is_open_is_not_opened_again(tmp_path: Path) -> None:
+    app = opened(run_folders.done(tmp_path))
+    async with app.run_test(size=(80, 24)):
+        screen = await ready(app)
+        show(app, screen.run_dir)
+        await until(lambda: app.screen is screen)
+        other = told(tmp_path / "other", (0, "s", Log("x")))
+        show(app, other)
+        await until(lambda: isinstance(app.screen, RunScreen) and app.screen.run_dir == other)
+        await ready(app)
+        show(app, screen.run_dir)
+        await until(lambda: app.screen is screen)
+        # What stands above it and may hold something unsaved stays.
+        await app.push_screen(LineViewer("a", "b"))
+        show(app, screen.run_dir)
+        await until(lambda: isinstance(app.screen, RunScreen) and app.screen is not screen)
+        await ready(app)
+
+
+@in_loop
+async def test_data_is_no_markup(tmp_path: Path) -> None:
+    finding = Finding(file=ODD, line=1, code=ODD, message=ODD, severity="error")
+    run_dir = told(
+        tmp_path / "run [b]x[INST]",
+        (0, ODD, StageStarted(ODD, ODD)),
+        (0, ODD, Found(finding)),
+        (0, ODD, Made(ODD, Artifact(ODD, ODD, 1))),
+        (0, ODD, Metric(ODD, 1.0, 1, ODD)),
+        (1, ODD, Metric(ODD, 2.0, 2, ODD)),
+        (1, ODD, Log(ODD, "error")),
+        (2, ODD, Failed(ODD, ODD, 1)),
+        (2, ODD, StageEnded(ODD, "failed", 2.0)),
+    )
+    app = opened(run_dir)
+    async with app.run_test(size=(160, 50)) as pilot:
+        screen = await ready(app)
+        await until(lambda: screen.query_one("#found", DataTable).row_count == 1)
+        assert ODD in str(screen.query_one("#found", DataTable).get_row_at(0)[0])
+        assert ODD in str(screen.query_one("#made", DataTable).get_row_at(0)[0])
+        await until(lambda: screen.query_one("#curve-0", Chart).border_title)
+        title = screen.query_one("#curve-0", Chart)._border_title
+        assert title is not None
+        assert ODD in title.plain
+        for tab in ("findings", "artifacts", "log"):
+            screen.query_one("#tabs", TabbedContent).active = tab
+            await pilot.pause(0.1)
+        assert "[b]x[INST]" in str(screen.query_one("#head", Static).render())
+
+
+@in_loop
+async def test_a_single_command_that_is_done_runs_afresh_only_when_asked_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "single"
+    run_dir.mkdir()
+    (run_dir / folder.COMMAND).write_text('{"argv": ["pillm", "plan"]}')
+    (run_dir / folder.EVENTS).write_text("")
+    (run_dir / folder.ENDED).write_text("0\n")
+    resumed: list[Path] = []
+    monkeypatch.setattr("pillm.tui.runs.start.resume", resumed.append)
+    app = opened(run_dir)
+    async with app.run_test(size=(100, 30)) as pilot:
+        screen = await ready(app)
+        assert screen.picture
+        assert screen.picture.state == "done"
+        await pilot.press("r")
+        await pilot.pause(0.3)
+        assert not resumed
+        await pilot.press("r")
+        await until(lambda: resumed == [run_dir])
+
+
+@in_loop
+async def test_a_slow_look_for_runs_is_not_begun_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    go_on = threading.Event()
+    monkeypatch.setattr("pillm.tui.runs.list.runs", lambda root: (looks.append(1), go_on.wait(20), [])[2])
+
+    class Lists(App[None]):
+        def compose(self) -> ComposeResult:
+            yield RunList(tmp_path)
+
+    app = Lists()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(lambda: looks)
+        for _ in range(4):
+            app.query_one(RunList)._look()
+            await pilot.pause()
+        assert len(looks) == 1
+        go_on.set()
+        await until(lambda: not app.query_one(RunList)._looking)
+        app.query_one(RunList)._look()
+        await until(lambda: len(looks) == 2)

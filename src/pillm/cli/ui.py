@@ -13,6 +13,8 @@ from cyclopts import Parameter
 from pillm.cli.screen import Screen
 from pillm.core.errors import MissingError, UsageError
 
+_LAST_PORT = 65535
+
 
 def ui(screen: Screen) -> Callable[..., None]:
     """The command `pillm ui`."""
@@ -36,7 +38,15 @@ def ui(screen: Screen) -> Callable[..., None]:
     ) -> None:
         if run is not None and not run.is_dir():
             raise UsageError(f"{run}: there is no such run", "runs are folders, such as runs/quickstart; see: pillm ui")
+        if not 1 <= port <= _LAST_PORT:
+            raise UsageError(f"--port {port}: a port is a number from 1 to {_LAST_PORT}", "such as --port=8001")
         if plain:
+            more = {"--run": run is not None, "--dashboard": dashboard, "--serve": serve}
+            if extra := [flag for flag, given in more.items() if given]:
+                raise UsageError(
+                    f"--plain goes without {' and '.join(extra)}: plain lines show neither screens nor curves",
+                    "leave one of them out",
+                )
             from pillm.tui.plain import main
 
             main()
@@ -64,13 +74,14 @@ def ui(screen: Screen) -> Callable[..., None]:
 def _serve(screen: Screen, dashboard: bool, run: Path | None, port: int) -> None:
     """Serve the UI on loopback until Ctrl-C."""
     try:
-        from pillm.tui.serve import LOOPBACK, serve
+        from pillm.tui.serve import address, new_token, serve
     except ModuleNotFoundError as error:
         raise _missing(error) from error
     words = [sys.executable, "-m", "pillm", "ui", *(["--dashboard"] if dashboard else [])]
     words += [f"--run={run}"] if run else []
-    screen.say(f"http://{LOOPBACK}:{port} (Ctrl-C ends it)")
-    serve(words, port)
+    token = new_token()
+    screen.say(f"{address(port, token)} (Ctrl-C ends it)")
+    serve(words, port, token)
 
 
 def _missing(error: ModuleNotFoundError) -> MissingError:

@@ -76,8 +76,13 @@ class Options(BaseModel):
         return {}
 
     def given_against_preset(self) -> set[str]:
-        """Options whose value is the default, and which say something all the same: they were given, and a preset has another."""
-        return set(self.preset_values()) & self.model_fields_set
+        """Options that say something even where their value is the default: they were given, and a preset has another.
+
+        None is the same as not given.
+        """
+        return {
+            name for name in self.preset_values() if name in self.model_fields_set and getattr(self, name) is not None
+        }
 
 
 class StageOptions(Options):

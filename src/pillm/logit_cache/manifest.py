@@ -45,7 +45,8 @@ class Manifest(msgspec.Struct, frozen=True):
     dataset: str
     """Of the dataset's bytes."""
     teacher: str
-    """What names the teacher's weights: a content hash, a commit, a pinned package; or a server's address."""
+    """What names the teacher's weights: a content hash, a commit, a pinned package; or a server's address
+    and a hash of what it says of its model."""
     run: str
     """Of everything that the bytes of the shards depend on."""
     dialogues: int

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,47 +10,45 @@ import msgspec
 from pillm.core.artifacts import clear_partials, sha256_file, write_atomic
 from pillm.core.errors import UsageError, writing
 from pillm.core.events import Emit, Log
+from pillm.core.locks import locked
 from pillm.logit_cache import manifest as manifests
 from pillm.logit_cache import shards
 from pillm.logit_cache.manifest import Manifest, Shard
 from pillm.logit_cache.reader import REMEDY
 
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` for the block. Raises UsageError if another run holds it."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        # The kernel gives the lock back however the process ends.
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"{path.parent}: another run is caching logits into this folder",
-                "wait for it, or choose another folder with --out",
-            ) from None
-        yield
-    finally:
-        os.close(handle)
+__all__ = ["finish", "headers", "locked", "prepare"]
 
 
 def prepare(folder: Path, run: str, count: int, emit: Emit) -> set[int]:
     """Ready `folder` for `count` shards of the run; returns the numbers of those that are there and whole.
 
-    Everything else is deleted. A cache that stands there stays readable if it is the same.
+    What an unfinished other run left is deleted, which is told; a cache that stands there stays readable if it is the
+    same. Raises UsageError, and leaves all as it is, if a finished cache of another run stands there, or a manifest
+    that cannot be read: what took a teacher hours is deleted by its owner alone.
     """
+    path = folder / manifests.NAME
+    if path.exists() and manifests.read(path)[0].run != run:
+        raise UsageError(
+            f"{folder}: holds a finished cache made with another dataset, other options, another teacher, "
+            "or another torch or transformers",
+            "choose another --out, or delete it",
+        )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         clear_partials(folder)
         kept = {number for number in range(count) if _whole(folder / shards.file_name(number), number, run, emit)}
         names = {shards.file_name(number) for number in kept}
-        if len(kept) < count or not _same(folder / manifests.NAME, run):
-            (folder / manifests.NAME).unlink(missing_ok=True)
-        for path in folder.glob("shard-*.bin"):
-            if path.name not in names:
-                path.unlink()
+        if len(kept) < count:
+            path.unlink(missing_ok=True)
+        stale = [shard for shard in folder.glob("shard-*.bin") if shard.name not in names]
+        if stale:
+            emit(
+                Log(
+                    f"{folder}: {len(stale)} shards of an unfinished other run, or damaged ones, are deleted", "warning"
+                )
+            )
+        for shard in stale:
+            shard.unlink()
     return kept
 
 
@@ -79,13 +74,6 @@ def finish(folder: Path, manifest: Manifest) -> Manifest:
 def headers(folder: Path, names: Sequence[str]) -> list[shards.Header]:
     """The headers of shards, for their sums."""
     return [shards.open_shard(folder / name, REMEDY).header for name in names]
-
-
-def _same(path: Path, run: str) -> bool:
-    try:
-        return manifests.read(path)[0].run == run
-    except UsageError:
-        return False
 
 
 def _whole(path: Path, number: int, run: str, emit: Emit) -> bool:

@@ -190,7 +190,11 @@ def _alone(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # A number that is left behind may be another process's one day.
+            file.truncate(0)
 
 
 def _check_needs(step: Step, options: StageOptions) -> None:

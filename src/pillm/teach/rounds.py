@@ -31,7 +31,8 @@ class Tally:
     tokens_out: int = 0
     counts: Counts | None = None
     knows_tools: bool = True
-    settled: int = 0
+    settled: set[str] = field(default_factory=set)
+    """Keys that are asked no more; a set, since answers to a key that failed among several still come in."""
     began: float = 0.0
     told: float = 0.0
     template: str = ""
@@ -78,11 +79,12 @@ def answer(
 
     def take(pairs: Sequence[tuple[Ask, Reply]]) -> None:
         book.add([entry for ask, reply in pairs if (entry := _entry(tally, ask, reply))])
-        tally.settled += sum(not missing(key) for key in {ask.key for ask, _ in pairs})
+        tally.settled.update(ask.key for ask, _ in pairs if not missing(ask.key))
         if time.monotonic() - tally.told >= 1:
             _tell(tally, len(prompts), emit)
 
-    tally.settled = tally.reused = sum(not missing(key) for key in tally.keys.values())
+    tally.settled.update(key for key in tally.keys.values() if not missing(key))
+    tally.reused = len(tally.settled)
     if tally.reused:
         emit(Log(f"{tally.reused} of {len(prompts)} prompts were answered by an earlier run"))
     _tell(tally, len(prompts), emit)
@@ -124,12 +126,13 @@ def _entry(tally: Tally, ask: Ask, reply: Reply) -> Entry | None:
 
 def _tell(tally: Tally, total: int, emit: Emit) -> None:
     tally.told = time.monotonic()
-    emit(Progress("label", tally.settled, total, "prompts"))
-    seconds, new = tally.told - tally.began, tally.settled - tally.reused
+    settled = len(tally.settled)
+    emit(Progress("label", settled, total, "prompts"))
+    seconds, new = tally.told - tally.began, settled - tally.reused
     if tally.began and new and seconds > 1:
-        emit(Metric("rate", round(new / seconds, 3), tally.settled, "prompts/s"))
-        emit(Metric("tokens", round(tally.tokens_out / seconds, 1), tally.settled, "tokens/s"))
-        emit(Metric("remaining", round((total - tally.settled) * seconds / new), tally.settled, "s"))
+        emit(Metric("rate", round(new / seconds, 3), settled, "prompts/s"))
+        emit(Metric("tokens", round(tally.tokens_out / seconds, 1), settled, "tokens/s"))
+        emit(Metric("remaining", round((total - settled) * seconds / new), settled, "s"))
 
 
 def _warn_of_tools(todo: Collection[Record], hired: Hired, emit: Emit) -> None:

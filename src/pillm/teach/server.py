@@ -15,8 +15,6 @@ nothing. With a temperature above 0 the seed is sent, and what it fixes is the s
 from __future__ import annotations
 
 import asyncio
-import datetime
-import email.utils
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +26,9 @@ import stamina.instrumentation
 
 from pillm.core.errors import NetworkError, UsageError
 from pillm.core.events import Emit, Log
+from pillm.models.openai_server import LONGEST_WAIT, Garbled, body_of, clean, pause
 from pillm.teach import wire
 from pillm.teach.ask import Ask, Backend, Deliver, Reason, Reply
-
-LONGEST_WAIT = 300.0
-"""Seconds; a server that asks for a longer pause ends the run instead."""
-
-LARGEST_BODY = 2**24
-"""Bytes; no answer is as long, so a server that does not come to an end is not read into memory."""
 
 FAILURES_IN_A_ROW = 8
 _BUSY = {408, 409, 425, 429}
@@ -71,10 +64,6 @@ class _Refused(Exception):
         self.status, self.kind, self.message, self.wait = status, kind, message, wait
 
 
-class _Garbled(Exception):
-    """A 200 that is not what was asked for."""
-
-
 @dataclass
 class _Line:
     """The connection's state, shared by all requests in flight."""
@@ -89,30 +78,6 @@ class _Line:
     renamed: dict[str, str] = field(default_factory=dict)
 
 
-def check_url(url: str) -> str:
-    """The base address without a slash at its end. Raises UsageError if it cannot be one, or holds a secret."""
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UsageError(f"the teacher's address is not a URL ({error})", "write it as http://host:port/v1") from None
-    if parsed.userinfo or parsed.query or parsed.fragment:
-        raise UsageError(
-            f"the teacher's address on {parsed.host} holds a name, a password or a query",
-            "a key belongs in an environment variable; name it with --api-key-env",
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{url}: not the address of a server", "write it as http://host:port/v1")
-    return url.rstrip("/")
-
-
-def check_key(key: str, place: str) -> str:
-    """The key, trimmed. Raises UsageError (without showing it) if it cannot be sent in a header."""
-    key = key.strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(f"the key in ${place} has characters that no key has", f"set ${place} again")
-    return key
-
-
 def first_model(endpoint: Endpoint, emit: Emit) -> str:
     """The first model that the server lists. Raises NetworkError, or UsageError if it lists none."""
 
@@ -123,7 +88,7 @@ def first_model(endpoint: Endpoint, emit: Emit) -> str:
 
     try:
         listed = wire.models(asyncio.run(ask()))
-    except (msgspec.MsgspecError, UnicodeDecodeError, _Garbled):
+    except (msgspec.MsgspecError, UnicodeDecodeError, Garbled):
         listed = []
     except (_Refused, httpx.HTTPError, TimeoutError) as error:
         raise NetworkError(f"{endpoint.url}/models: {_why(error, endpoint)}", "is the server healthy?") from None
@@ -197,28 +162,30 @@ async def _answer(line: _Line, model: str, asks: Sequence[Ask], deliver: Deliver
 async def _ask(line: _Line, model: str, ask: Ask) -> Reply:
     """One prompt's answer, or its failure."""
     try:
+        sent = dict(line.renamed)
         try:
-            reply = await _complete(line, model, ask)
+            reply = await _complete(line, model, ask, sent)
         except _Refused as error:
-            # Newer servers know the limit by another name only, and say so.
-            if error.status != 400 or "max_completion_tokens" not in error.message or line.renamed:
+            # Newer servers know the limit by another name only, and say so. Another request may have learned that
+            # while this one was under way, so what counts is what this one sent.
+            if error.status != 400 or "max_completion_tokens" not in error.message or sent:
                 raise
             line.renamed["max_tokens"] = "max_completion_tokens"
-            reply = await _complete(line, model, ask)
+            reply = await _complete(line, model, ask, line.renamed)
     except _Refused as error:
         if error.status in (400, 413, 422) and _too_long(error):
             line.failures = 0
             return Reply(failure=Reason("too-long", f"the prompt is too long: {error.message}"), lasting=True)
         return _failed(line, error)
-    except (_Garbled, httpx.HTTPError, TimeoutError) as error:
+    except (Garbled, httpx.HTTPError, TimeoutError) as error:
         return _failed(line, error)
     line.failures = 0
     return reply
 
 
-async def _complete(line: _Line, model: str, ask: Ask) -> Reply:
+async def _complete(line: _Line, model: str, ask: Ask, renamed: dict[str, str]) -> Reply:
     body = wire.request(ask, model, line.endpoint.extra, line.how)
-    body = {line.renamed.get(name, name): value for name, value in body.items()}
+    body = {renamed.get(name, name): value for name, value in body.items()}
     return wire.reply(await _patiently(line, "POST", "/chat/completions", body))
 
 
@@ -257,21 +224,17 @@ async def _once(line: _Line, method: str, path: str, body: dict[str, object] | N
         asyncio.timeout(line.endpoint.timeout),
         line.client.stream(method, line.endpoint.url + path, json=body) as response,
     ):
-        data = b""
-        async for piece in response.aiter_bytes():
-            data += piece
-            if len(data) > LARGEST_BODY:
-                raise _Garbled(f"a body of more than {LARGEST_BODY >> 20} MiB")
+        data = await body_of(response)
     if not response.is_success:
         kind, message = wire.error_message(data)
         if response.is_redirect:
             message = f"it redirects to {response.headers.get('location', 'nowhere')}"
-        raise _Refused(response.status_code, kind, _clean(message, line.endpoint), _wait(response))
+        raise _Refused(response.status_code, kind, clean(message, line.endpoint.key), pause(response))
     if method == "POST":
         try:
             wire.reply(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise _Garbled(f"not a chat completion ({error})") from None
+            raise Garbled(f"not a chat completion ({error})") from None
     return data
 
 
@@ -287,7 +250,7 @@ def _again(line: _Line, error: Exception) -> bool | float:
         line.not_before = max(line.not_before, time.monotonic() + error.wait)
         line.emit(Log(f"the server is busy ({error.status}) and asks for {error.wait:.0f} s", "info"))
         return error.wait
-    return isinstance(error, _Garbled | TimeoutError | httpx.TransportError)
+    return isinstance(error, Garbled | TimeoutError | httpx.TransportError)
 
 
 def _give_up(endpoint: Endpoint, path: str, error: _Refused) -> None:
@@ -330,35 +293,13 @@ def _failed(line: _Line, error: Exception) -> Reply:
 def _why(error: Exception, endpoint: Endpoint) -> str:
     if isinstance(error, _Refused):
         return f"the server says {error}"
-    if isinstance(error, _Garbled):
-        return _clean(str(error), endpoint)
+    if isinstance(error, Garbled):
+        return clean(str(error), endpoint.key)
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return f"no answer within {endpoint.timeout:g} s (--timeout)"
-    return _clean(str(error), endpoint) or "the connection was cut"
-
-
-def _clean(text: str, endpoint: Endpoint) -> str:
-    """A server's words without our key, which some servers repeat."""
-    return text.replace(endpoint.key, "***") if endpoint.key else text
+    return clean(str(error), endpoint.key) or "the connection was cut"
 
 
 def _too_long(error: _Refused) -> bool:
     text = f"{error.kind} {error.message}".lower()
     return "exceed_context" in text or "context_length" in text or "context length" in text or "context size" in text
-
-
-def _wait(response: httpx.Response) -> float | None:
-    """Seconds that Retry-After asks for: a number, or a date (RFC 9110, 10.2.3)."""
-    text = response.headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        until = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    until = until if until.tzinfo else until.replace(tzinfo=datetime.UTC)
-    return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())

@@ -17,9 +17,10 @@ from pillm.core.events import Emit
 from pillm.llamacpp import gguf_file
 from pillm.models import refs
 from pillm.models.chat import load_template
+from pillm.models.openai_server import check_key, check_url
 from pillm.teach.ask import Backend
 from pillm.teach.options import LabelOptions
-from pillm.teach.server import Counts, Endpoint, backend, check_key, check_url, first_model, properties
+from pillm.teach.server import Counts, Endpoint, backend, first_model, properties
 from pillm.teach.wire import How
 
 

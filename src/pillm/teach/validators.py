@@ -159,7 +159,8 @@ def _own(name: str) -> Validator:
 
     def demand(record: Record, message: Message) -> list[Reason]:
         try:
-            reason = call(msgspec.to_builtins(record), plain(message))
+            # An answer that is calls alone has no `content` in JSONL; a function may ask for it all the same.
+            reason = call(msgspec.to_builtins(record), {"content": None, **plain(message)})
         except Exception as error:
             raise UsageError(
                 f"{_place(path, error)}: {_words(error)} (for record {record.id})",

@@ -52,7 +52,11 @@ def freeze_in_4bit(
     model.is_loaded_in_4bit = True
 
 
-def _layers(device: str) -> Any:
+def import_quietly() -> Any:
+    """bitsandbytes, imported without a word and without a look at the net; a later import finds it done.
+
+    peft imports it too, wherever it is installed. Raises ImportError if it cannot be used.
+    """
     # It logs on import that kernels for hardware which is not here cannot be loaded.
     logger = logging.getLogger("bitsandbytes")
     level = logger.level
@@ -64,17 +68,23 @@ def _layers(device: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import bitsandbytes
-    except ImportError as error:
-        raise MissingError(
-            f"a 4-bit base needs bitsandbytes, which cannot be used here ({error})",
-            "pip install bitsandbytes, or --base 16bit",
-        ) from error
     finally:
         logger.setLevel(level)
         if kernels is _ABSENT:
             del sys.modules["kernels"]
         else:
             sys.modules["kernels"] = kernels  # type: ignore[assignment]
+    return bitsandbytes
+
+
+def _layers(device: str) -> Any:
+    try:
+        bitsandbytes = import_quietly()
+    except ImportError as error:
+        raise MissingError(
+            f"a 4-bit base needs bitsandbytes, which cannot be used here ({error})",
+            "pip install bitsandbytes, or --base 16bit",
+        ) from error
     if device not in ("cpu", "cuda"):
         raise UsageError(
             f"4-bit layers are known to train on CPUs and CUDA devices only, and this device is {device}",

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 from pillm.core.errors import UsageError
-from pillm.core.events import Emit, Log
+from pillm.core.events import Emit, Log, Progress
 from pillm.core.records import Record
-from pillm.logit_cache import Cache, check, open_cache
+from pillm.logit_cache import Cache, check, open_cache, verify
 from pillm.models import refs
 from pillm.models.chat import ChatTemplate
 from pillm.train import live_teacher, on_policy
@@ -89,15 +89,20 @@ def choose(options: TrainOptions) -> Choice:
         )
     if loss == "uld" and from_cache:
         raise UsageError("--loss uld has no use for --logits", "leave --logits out")
-    share = 0.0 if loss == "cross-entropy" else options.kd_weight
-    if loss == "uld" and share == 1:
-        if "kd_weight" in options.model_fields_set:
-            raise UsageError(
-                "--loss uld with --kd-weight 1: sorted probabilities do not say which token is meant",
-                f"leave a part to cross-entropy: --kd-weight {ULD_SHARE}",
-            )
-        share = ULD_SHARE
-        reasons["kd_weight"] = "uld alone does not say which token is meant"
+    if loss == "uld" and options.kd_weight == 1:
+        raise UsageError(
+            "--loss uld with --kd-weight 1: sorted probabilities do not say which token is meant",
+            f"leave a part to cross-entropy: --kd-weight {ULD_SHARE}",
+        )
+    share = options.kd_weight
+    if share is None:
+        share = ULD_SHARE if loss == "uld" else 1.0
+        reasons["kd_weight"] = (
+            "uld alone does not say which token is meant" if loss == "uld" else "a divergence stands alone"
+        )
+    if loss == "cross-entropy":
+        share = 0.0
+        reasons["kd_weight"] = "the loss is cross-entropy alone"
     own: Name = "reverse-kl" if asked == "auto" else loss
     return Choice(loss, share, own, reasons)
 
@@ -143,7 +148,7 @@ def prepare(
             data = data or _from_teacher(options, choice.loss, choice.share, teacher, common, device)
             if options.on_policy:
                 own = _from_teacher(options, choice.own, 1.0, teacher, common, device)
-                write = _writer(options, encoded, tokenizer, model, device)
+                write = _writer(options, encoded, tokenizer, model, device, common)
     if data is None:
         raise AssertionError("choose() lets no such options through")
     return Lessons(choice, data, own, write, cache, named)
@@ -161,6 +166,10 @@ def _from_cache(
         temperature=options.kd_temperature,
     )
     places = cached.find(cache, encoded, records, str(options.data))
+    # Before hours of training end at a damaged byte.
+    emit(Progress("checking the cache", 0, 1, "caches"))
+    verify(cache)
+    emit(Progress("checking the cache", 1, 1, "caches"))
     kind = choice.loss
     if cache.manifest.biased:
         emit(
@@ -235,14 +244,17 @@ def _by_rank(
     return judge
 
 
-def _writer(options: TrainOptions, encoded: Sequence[Encoded], tokenizer: Any, model: Any, device: str) -> Write:
+def _writer(
+    options: TrainOptions, encoded: Sequence[Encoded], tokenizer: Any, model: Any, device: str, common: int
+) -> Write:
     on_policy.check_room(encoded, getattr(model.config.get_text_config(), "max_position_embeddings", None))
     stops = on_policy.stop_tokens(encoded, tokenizer.all_special_ids, tokenizer.eos_token_id)
     by_number = {item.number: item for item in encoded}
+    known = min(common, max(tokenizer.get_vocab().values()) + 1)
 
     def write(student: Any, step: int, packs: Sequence[Pack]) -> list[Pack] | None:
         if not on_policy.is_own(step, options):
             return None
-        return on_policy.answered(student, packs, by_number, step, stops, options, device)
+        return on_policy.answered(student, packs, by_number, step, stops, options, device, known)
 
     return write

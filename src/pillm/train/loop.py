@@ -14,7 +14,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ from pillm.train.settings import Settings
 CHECKPOINT_SHARE = 20
 """A checkpoint is written after this many times as long as the last one took, so that no more than a twentieth of
 the time goes into them: a gigabyte takes 8 s on a slow disk, a seventh of the time if it is written every minute."""
+
+_APART = "try a lower --learning-rate, or --dtype float32"
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -77,6 +79,8 @@ def learning_rate(step: int, steps: int, peak: float, options: TrainOptions) -> 
 
 Judge = Callable[[Pack, torch.Tensor], Objective]
 """(pack, its targets on the device) -> what its logits are judged by."""
+Track = Callable[[Sequence[Step]], contextlib.AbstractContextManager[Callable[[Step], None]]]
+"""(steps of the checkpoint) -> what takes each step that follows, see tracking.opened."""
 Write = Callable[[Any, int, Sequence[Pack]], list[Pack] | None]
 """(model, step, packs) -> the same dialogues with answers that the student writes, or None if this step takes the data's."""
 
@@ -160,7 +164,7 @@ def train(
     judge: Judge = by_labels,
     judge_own: Judge = by_labels,
     write: Write | None = None,
-    track: Callable[[Step], None] | None = None,
+    track: Track | None = None,
 ) -> list[Step]:
     """Train `model` and its `masters` (see set_arithmetic) and return the log.
 
@@ -168,8 +172,8 @@ def train(
     given to `track`. Checkpoints go to `options.out`/checkpoint.
 
     `identity` names everything that the curve depends on; a checkpoint of another identity is not
-    used. Raises PillmError if the loss is no longer a number or stays far above its start, ResourceError if memory
-    runs out.
+    used. Raises PillmError if a loss, a gradient or a weight is no longer a number or if the loss stays far above its
+    start, ResourceError if memory runs out.
     """
     weights = {name: p for name, p in model.named_parameters() if name in masters}
     decayed = [p for p in masters.values() if p.ndim > 1]
@@ -184,7 +188,8 @@ def train(
     tokens = log[-1].tokens if log else 0
     saved, cost = time.monotonic(), 0.0
     model.train()
-    with _out_of_memory(options), _gradients(weights, masters):
+    tracked = track(log) if track else contextlib.nullcontext()
+    with tracked as tell, _out_of_memory(options), _gradients(weights, masters):
         for number in range(len(log), steps):
             started = time.monotonic()
             rate = learning_rate(number, steps, settings.learning_rate, options)
@@ -200,15 +205,15 @@ def train(
                 scaler.scale(part / targets).backward()
                 sums = [one + more / targets for one, more in zip(sums, parts.tolist(), strict=True)]
             loss, of_labels, divergence = sums
-            if not math.isfinite(loss):
-                raise PillmError(
-                    f"step {number + 1}: the loss is {loss}, training has come apart",
-                    "try a lower --learning-rate, or --dtype float32",
-                )
+            _check_number(number + 1, "loss", loss)
             scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(masters.values(), options.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(masters.values(), options.max_grad_norm)
+            scale = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
+            # A lower scale says that float16 overflowed and this step changed nothing.
+            if scaler.get_scale() >= scale:
+                _check_number(number + 1, "norm of the gradients", float(norm))
             optimizer.zero_grad(set_to_none=False)
             checkpoint.copy(masters, weights)
             size = sum(len(item.ids) for item in packs)
@@ -216,22 +221,37 @@ def train(
             last = number + 1 == steps
             checked = last or number == 0 or (options.validate_every and not (number + 1) % options.validate_every)
             check = mean_losses(model, work.validation, settings, judge) if work.validation and checked else None
+            if check:
+                _check_number(number + 1, "validation loss", check[0])
             log.append(_step(number + 1, loss, of_labels, divergence, rate, tokens, check, own=bool(own)))
             emit(Metric("loss", loss, number + 1, "nats/token"))
-            if track:
-                track(log[-1])
+            if tell:
+                tell(log[-1])
             watch.stop_if_apart(log)
             emit(Metric("tokens_per_second", size / (time.monotonic() - started), number + 1, "tokens/s"))
             emit(Progress("training", number + 1, steps, "steps"))
             # The last one too: the merge needs memory and disk, and may be what fails.
             if last or time.monotonic() - saved > max(options.checkpoint_every, CHECKPOINT_SHARE * cost):
                 started = time.monotonic()
+                check_finite(masters.items(), number + 1)
                 checkpoint.save(folder, identity, masters, optimizer, scaler, log)
                 saved = time.monotonic()
                 cost = saved - started
             if after_step:
                 after_step(number + 1)
     return log
+
+
+def _check_number(step: int, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise PillmError(f"step {step}: the {what} is {value}, training has come apart", _APART)
+
+
+def check_finite(weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    """Raises PillmError if one of these is not a number: such weights are neither kept nor published."""
+    for name, weight in weights:
+        if not torch.isfinite(weight.detach()).all():
+            raise PillmError(f"step {step}: {name} is no longer a number, training has come apart", _APART)
 
 
 def _step(

@@ -34,6 +34,9 @@ _CUDA_CONTEXT = 0.5 * GIB
 """CUDA's context and cuBLAS's workspace, which come on top of what torch allocates."""
 _CHUNK = 128
 """Rows of logits that exist at a time (see head_loss)."""
+_UNACCOUNTED = 0.95 * GIB
+"""What a training on a CPU needs beyond the parts that are counted: oneDNN's kernels and copies of matrices, holes in the
+heap. Fitted to one measurement (docs/training.md): 0.92 GiB, rounded up."""
 _SPAN = 256
 """Keys that a query sees, where the data does not say: a shared beginning and a dialogue."""
 _SAFE = 0.9
@@ -213,6 +216,8 @@ def estimate(
     )
     if teacher is not None:
         parts["teacher"] = teacher.parameters * float(size) + tokens * 4 * teacher.feed_forward * size
+    if device != "cuda":
+        parts["kernels and heap"] = _UNACCOUNTED
     libraries = _LIBRARIES + (_CUDA_CONTEXT if device == "cuda" else 0.0)
     parts["libraries"] = libraries if device != "cuda" else _CUDA_CONTEXT
     whole = sizes.parameters * 4.0
@@ -223,6 +228,37 @@ def estimate(
         libraries + whole * (2 if not full else 1) + trained * (12 if size == 4 else 16) if device != "cuda" else 0.0
     )
     return Estimate(parts, loading, training, merging, dtype, checkpointing, trained)
+
+
+def needed(
+    options: TrainOptions, sizes: Sizes, teacher: Sizes | None, dtype: str, checkpointing: bool, device: str
+) -> Estimate:
+    """The estimate that `--dry-run` and the training itself go by. `sizes` are the student's before pruning.
+
+    Raises UsageError for what `--init` cannot mean.
+    """
+    small = _pruned(sizes, options.init) if options.init else sizes
+    return estimate(options, small, dtype, checkpointing, device, teacher, _span(options))
+
+
+def teacher_sizes(options: TrainOptions, emit: Emit = silent) -> Sizes | None:
+    """Sizes of the teacher if one will be loaded. Raises as `sizes_of`."""
+    if not options.teacher or options.loss == "cross-entropy" or (options.logits and not options.on_policy):
+        return None
+    return sizes_of(options.teacher, emit)
+
+
+def is_short(found: Estimate, free: float) -> bool:
+    """Whether `--gradient-checkpointing auto` is on: activations are what can be had for less."""
+    return found.training > 0.7 * free
+
+
+def free_memory() -> float:
+    """Bytes of the machine's memory that a training may take: what is free, and what this process holds already.
+
+    The estimate counts the libraries and the student, which may be loaded by now.
+    """
+    return float(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
 def _layer_bytes(sizes: Sizes, size: int, rank: int, span: int, dora: bool) -> float:
@@ -253,18 +289,11 @@ def preview(options: TrainOptions, emit: Emit = silent) -> Preview:
     """
     options = applied(options)
     sizes = sizes_of(options.student, emit)
-    if options.init:
-        sizes = _pruned(sizes, options.init)
-    teacher = sizes_of(options.teacher, emit) if options.teacher and not options.logits else None
+    teacher = teacher_sizes(options, emit)
     device, free, dtype = _machine(options)
-    span = _span(options)
-
-    def need(checkpointing: bool) -> Estimate:
-        return estimate(options, sizes, dtype, checkpointing, device, teacher, span)
-
-    found = need(options.gradient_checkpointing == "on")
-    if options.gradient_checkpointing == "auto" and found.training > 0.7 * free:
-        found = need(True)
+    found = needed(options, sizes, teacher, dtype, options.gradient_checkpointing == "on", device)
+    if options.gradient_checkpointing == "auto" and is_short(found, free):
+        found = needed(options, sizes, teacher, dtype, True, device)
     fits = found.peak <= _SAFE * free
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in found.parts.items() if size > 0.005 * GIB)
     verdict = "fits" if fits else f"does not fit; {_advice(options, found)}"
@@ -298,7 +327,7 @@ def _advice(options: TrainOptions, found: Estimate) -> str:
         ways.append(f"--micro-tokens {max(256, options.micro_tokens // 4)}")
     if not found.checkpointing:
         ways.append("--gradient-checkpointing on")
-    if options.teacher and not options.logits:
+    if "teacher" in found.parts:
         ways.append("a cache in the teacher's place (pillm logits)")
     return "try " + (", ".join(ways) or "a smaller student")
 
@@ -348,7 +377,7 @@ def _machine(options: TrainOptions) -> tuple[Literal["cpu", "cuda"], float, str]
         best = "bfloat16" if capability >= (8, 0) else "float16"
         return "cuda", free, best if not fixed or (preset and fixed == "bfloat16") else fixed
     best = "bfloat16" if "avx512_bf16" in read_fact("/proc/cpuinfo") else "float32"
-    return "cpu", float(psutil.virtual_memory().available), best if not fixed or preset else fixed
+    return "cpu", free_memory(), best if not fixed or preset else fixed
 
 
 def _gpu() -> tuple[float, tuple[int, int]] | None:

@@ -60,9 +60,12 @@ def check_room(encoded: Sequence[Encoded], limit: int | None) -> None:
 
 def answered(
     model: Any, packs: Sequence[Pack], encoded: Mapping[int, Encoded], step: int, stops: frozenset[int],
-    options: TrainOptions, device: str,
+    options: TrainOptions, device: str, known: int | None = None,
 ) -> list[Pack]:  # fmt: skip
-    """Packs of the same dialogues with the last turn as the student writes it at temperature 1; only that is learned."""
+    """Packs of the same dialogues with the last turn as the student writes it at temperature 1; only that is learned.
+
+    `known`: see `written`.
+    """
     items = [encoded[number] for one in packs for number in one.dialogues if prompt_length(encoded[number])]
     prompts = [item.ids[: prompt_length(item)] for item in items]
     generator = torch.Generator().manual_seed(int.from_bytes(random.Random(f"{options.seed} {step}").randbytes(7)))  # noqa: S311
@@ -70,7 +73,7 @@ def answered(
     answers: dict[int, list[int]] = {}
     for some in _batches(order, prompts, options):
         answers.update(
-            zip(some, written(model, [prompts[i] for i in some], stops, options, generator, device), strict=True)
+            zip(some, written(model, [prompts[i] for i in some], stops, options, generator, device, known), strict=True)
         )
     own = [
         Encoded(prompts[i] + answers[i], [False] * len(prompts[i]) + [True] * len(answers[i]), item.group, item.number)
@@ -81,9 +84,12 @@ def answered(
 
 def written(
     model: Any, prompts: Sequence[list[int]], stops: frozenset[int], options: TrainOptions,
-    generator: torch.Generator, device: str,
+    generator: torch.Generator, device: str, known: int | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """An answer to each prompt, drawn from the student's whole distribution at temperature 1; at least one token."""
+    """An answer to each prompt, drawn from the student's distribution at temperature 1; at least one token.
+
+    Only the first `known` rows of the head are drawn from: the others are padding, which the teacher cannot score.
+    """
     causal = bare(model)
     limit = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts))
@@ -106,7 +112,8 @@ def written(
                     logits_to_keep=1,
                 )  # fmt: skip
                 cache = seen.past_key_values
-                drawn = torch.multinomial(seen.logits[:, -1].float().cpu().softmax(-1), 1, generator=generator)
+                logits = seen.logits[:, -1, :known].float().cpu()
+                drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
                 for i in tuple(open_):
                     token = int(drawn[i, 0])
                     answers[i].append(token)

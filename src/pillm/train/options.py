@@ -90,7 +90,12 @@ class TrainOptions(StageOptions):
     teacher: Annotated[str | None, ModelReference()] = Field(
         None, description="Teacher that runs beside the student, instead of a cache: hf:, pkg:, folder or .gguf"
     )
-    kd_weight: float = Field(1.0, ge=0, le=1, description="Share of the distillation loss; the rest is cross-entropy")
+    kd_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share of the distillation loss; the rest is cross-entropy (default: 1, or 0.6 with uld)",
+    )
     kd_temperature: float = Field(
         1.0,
         gt=0,

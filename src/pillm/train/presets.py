@@ -123,7 +123,7 @@ def applied(options: TrainOptions) -> TrainOptions:
     Raises UsageError for options that contradict each other.
     """
     if options.preset:
-        given = options.model_fields_set
+        given = {name for name in options.model_fields_set if getattr(options, name) is not None}
         values = {name: value for name, value in PRESETS[options.preset].values.items() if name not in given}
         options = options.model_copy(update=values)
         # A copy counts its updates among what was given; settings.table tells the two apart.

@@ -11,6 +11,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from pillm.core import jsonl
 from pillm.core.artifacts import artifact_of, atomic_folder, clear_partials, write_atomic
 from pillm.core.errors import MissingError, UsageError, writing
 from pillm.core.events import Emit, Log, Made, Progress
+from pillm.core.locks import locked
 from pillm.core.options import NoEffect, marks
 from pillm.core.records import Record
 from pillm.core.shipped import data_path
 from pillm.core.stage import Result
 from pillm.models import refs
 from pillm.models.chat import ChatTemplate
-from pillm.train.memory import sizes_of_model
 from pillm.train.options import TrainOptions
 from pillm.train.presets import applied
 from pillm.train.report import Distillation, Step, TrainReport
@@ -47,13 +48,15 @@ except ModuleNotFoundError as error:
     ) from error
 
 
+LOCK = "train.lock"
+
+
 def run(options: TrainOptions, emit: Emit) -> Result:
     """Train, merge, and publish `model/`, `training.jsonl` and `train.json` in `options.out`."""
     # oneDNN reads this at its first product. It makes a kernel for each shape of matrices and would keep 1,024 of them.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = applied(options)
     options = applied(options)
     choice = lessons.choose(options)
     parse(options.init)
@@ -62,6 +65,12 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     records = _answered(jsonl.read(file), str(options.data), emit)
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
+    with locked(options.out / LOCK):
+        return _trained(options, choice, records, card, emit)
+
+
+def _trained(options: TrainOptions, choice: lessons.Choice, records: list[Record], card: bytes, emit: Emit) -> Result:
+    with writing(options.out):
         clear_partials(options.out)
         clear_partials(options.out / loop.CHECKPOINT)
     path = refs.resolve(options.student, emit)
@@ -104,16 +113,19 @@ def run(options: TrainOptions, emit: Emit) -> Result:
     total = sum(p.numel() for p in model.parameters())
     emit(Log(f"{len(training)} dialogues, {len(work.steps)} steps, {trained:,} of {total:,} parameters are trained"))
 
-    with _quiet(), tracking.opened(options) as track:
+    with _quiet():
         identity = loop.identity_of(options, settings, refs.identity(options.student), work, taught.identity)
         log = loop.train(
             model, masters, work, options, settings, identity, emit,
-            judge=taught.data, judge_own=taught.own, write=taught.write, track=track,
+            judge=taught.data, judge_own=taught.own, write=taught.write,
+            track=partial(tracking.opened, options),
         )  # fmt: skip
         loop.give_back_memory()
         emit(Progress("merging", 0, 1, "models"))
         final = student.merged(loop.take_masters(model, masters), base, settings)
     final.to(came_in)
+    # float16 may hold less than the masters do.
+    loop.check_finite(final.named_parameters(), len(log))
     # What changes nothing in the result, or says how much memory is free, would make equal runs differ.
     unrelated = {*marks(TrainOptions, NoEffect), "gradient_checkpointing", "logits"}
     report = TrainReport(
@@ -209,11 +221,12 @@ def _made_smaller(
     if settings.method == "full":
         return small, loaded
     fresh = {name: value.clone() for name, value in small.state_dict().items()}
-    config = copy.deepcopy(small.config)
+    config, generation = copy.deepcopy(small.config), copy.deepcopy(small.generation_config)
 
     def again() -> Any:
         made = type(small)(config)
         made.load_state_dict(fresh)
+        made.generation_config = generation
         return made
 
     return small, again
@@ -284,6 +297,8 @@ def _publish(
     emit(Progress("merging", 1, 1, "models"))
     # Gigabytes for a full training, and of no more use.
     shutil.rmtree(out / loop.CHECKPOINT, ignore_errors=True)
+    with writing(out):
+        (out / tracking.METRICS).unlink(missing_ok=True)
     for name, path in outputs.items():
         emit(Made(name, artifact_of(path)))
     return outputs

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
-import psutil
 import torch
 
-from pillm.core.errors import MissingError
+from pillm.core.errors import MissingError, PillmError
 from pillm.core.events import Emit, Log, silent
-from pillm.train.memory import Sizes, estimate, rough_sizes
+from pillm.train.memory import Sizes, free_memory, is_short, needed, rough_sizes, teacher_sizes
 from pillm.train.options import TrainOptions
 from pillm.train.presets import PRESETS, applied
 
@@ -83,9 +82,13 @@ def settle(
     checkpointing = options.gradient_checkpointing == "on"
     if options.gradient_checkpointing == "auto":
         known = sizes or rough_sizes(parameters, layers, width)
-        need = estimate(options, known, dtype, False, device).training
-        free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-        checkpointing = need > 0.7 * free
+        try:
+            teacher = teacher_sizes(options, emit)
+        except PillmError:
+            teacher = None  # its loading says what is wrong with it; some that can be loaded have no sizes here
+        found = needed(options, known, teacher, dtype, False, device)
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+        checkpointing, need = is_short(found, free), found.training
         reasons["gradient_checkpointing"] = f"about {need / 2**30:.1f} GiB needed without, {free / 2**30:.1f} GiB free"
     for message in fallbacks:
         emit(Log(message, "warning"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from pillm.core.errors import UsageError
 from pillm.llamacpp.gguf_file import describe
 from pillm.models.chat import TOOLS_TEMPLATE, ChatTemplate, load_template
 from pillm.models.quiet import no_bars
-from pillm.train.four_bit import freeze_in_4bit
+from pillm.train.four_bit import freeze_in_4bit, import_quietly
 from pillm.train.settings import Settings
 
 
@@ -93,6 +94,15 @@ def chat_template(choice: str, tokenizer: PreTrainedTokenizerBase, with_tools: b
     return ChatTemplate(load_template(TOOLS_TEMPLATE), **tokens)
 
 
+def _peft() -> Any:
+    # It imports bitsandbytes wherever that is installed, which would print and look for kernels on a hub.
+    with contextlib.suppress(ImportError):
+        import_quietly()
+    import peft
+
+    return peft
+
+
 def with_adapters(path: Path, model: Any, settings: Settings) -> Any:
     """The model with trainable adapters on every linear layer but the head, its own weights frozen, in 4 bits if so.
 
@@ -101,8 +111,7 @@ def with_adapters(path: Path, model: Any, settings: Settings) -> Any:
     2402.09353). Changes `model`, float32, in place. Raises UsageError if there is nothing to adapt, and
     MissingError without bitsandbytes for a 4-bit base.
     """
-    import peft
-
+    peft = _peft()
     if settings.base != "16bit":
         freeze_in_4bit(
             model, settings.base, settings.double_quantization, getattr(torch, settings.dtype), settings.device
@@ -135,8 +144,7 @@ def merged(model: Any, base: Callable[[], Any], settings: Settings) -> Any:
     """
     if settings.method == "full":
         return model
-    import peft
-
+    peft = _peft()
     adapters = peft.get_peft_model_state_dict(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

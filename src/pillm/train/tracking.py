@@ -1,44 +1,68 @@
-"""A training's figures to TensorBoard or trackio, beside `training.jsonl`. Files on this machine, nothing is sent."""
+"""A training's figures while it runs: to `metrics.jsonl`, TensorBoard, trackio. Files on this machine, nothing is sent."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pillm.core.artifacts import write_atomic
 from pillm.core.errors import MissingError, writing
 from pillm.train.options import TrainOptions
 
 FOLDER = "track"
+METRICS = "metrics.jsonl"
+"""The steps so far, while a training runs; `training.jsonl` takes its place when the model is published."""
 
 
 @contextlib.contextmanager
-def opened(options: TrainOptions) -> Iterator[Callable[[Any], None]]:
-    """A function that takes a `loop.Step` and logs its numbers at its step, to `options.out`/track.
+def opened(options: TrainOptions, log: Sequence[Any] = ()) -> Iterator[Callable[[Any], None]]:
+    """A function that takes a `report.Step` and logs its numbers at its step.
 
-    Raises MissingError, before any training, if the package is not there.
+    They go to `options.out`/metrics.jsonl, which begins anew with `log`, the steps of a checkpoint that training goes
+    on from; and by a tracker to `options.out`/track. Raises MissingError, before any training, if the tracker's
+    package is not there, and ResourceError on a full disk.
     """
-    if options.track == "none":
-        yield _nothing
-        return
-    folder = options.out / FOLDER
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if options.track == "tensorboard":
-        with _tensorboard(folder) as track:
-            yield track
-    else:
-        with _trackio(folder, options) as track:
-            yield track
+    with contextlib.ExitStack() as stack:
+        folder = options.out / FOLDER
+        if options.track != "none":
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+        takers = [stack.enter_context(_metrics(options.out / METRICS, log))]
+        if options.track == "tensorboard":
+            takers.append(stack.enter_context(_tensorboard(folder, len(log) + 1)))
+        elif options.track == "trackio":
+            takers.append(stack.enter_context(_trackio(folder, options)))
+
+        def track(step: Any) -> None:
+            for take in takers:
+                take(step)
+
+        yield track
 
 
-def _nothing(step: Any) -> None:
-    """No tracker."""
+@contextlib.contextmanager
+def _metrics(path: Path, log: Sequence[Any]) -> Iterator[Callable[[Any], None]]:
+    with writing(path):
+        write_atomic(path, b"".join(map(_line, log)))
+        # Without a buffer, so that a line is there as soon as its step is done.
+        file = path.open("ab", buffering=0)
+
+    def track(step: Any) -> None:
+        with writing(path):
+            file.write(_line(step))
+
+    with file:
+        yield track
+
+
+def _line(step: Any) -> bytes:
+    return msgspec.json.encode(step) + b"\n"
 
 
 def _figures(step: Any) -> tuple[int, dict[str, float]]:
@@ -49,14 +73,15 @@ def _figures(step: Any) -> tuple[int, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path) -> Iterator[Callable[[Any], None]]:
+def _tensorboard(folder: Path, first: int) -> Iterator[Callable[[Any], None]]:
     try:
         with _quiet():
             from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingError("--track tensorboard: TensorBoard is not installed", "pip install tensorboard") from error
     with _quiet():
-        writer = SummaryWriter(str(folder))
+        # What a run that was killed wrote after its checkpoint is no longer shown.
+        writer = SummaryWriter(str(folder), purge_step=first)
 
     def track(step: Any) -> None:
         number, figures = _figures(step)

@@ -122,9 +122,9 @@ class PillmApp(App[None]):
 
     def open_run(self, run_dir: Path) -> None:
         """A run, going or gone."""
-        from pillm.tui.runs.screen import RunScreen
+        from pillm.tui.runs.screen import show
 
-        self.push_screen(RunScreen(run_dir))
+        show(self, run_dir)
 
     def action_dashboard(self) -> None:
         """Benchmarks, quality and coverage."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from pillm.core.command import Command
-from pillm.core.errors import PillmError
+from pillm.core.errors import PillmError, UsageError
 from pillm.pipeline.pipeline_ops import launcher
 from pillm.pipeline.stages import COMMANDS, STAGES, Stage
 from pillm.tui import state
@@ -23,7 +23,7 @@ from pillm.tui.forms.asked import Talk, fill
 from pillm.tui.home import entries
 from pillm.tui.home.entries import Entry
 from pillm.tui.profiles import plan
-from pillm.tui.profiles.plan import WORDS
+from pillm.tui.profiles.plan import WORDS, Shown, StepLine
 
 
 def main(ask: Callable[[str], str] = input, tell: Callable[[str], None] | None = None) -> None:
@@ -70,11 +70,15 @@ def _guarded(talk: Talk, do: Callable[[], Any]) -> None:
     try:
         do()
     except (PillmError, OSError) as error:
-        for found in getattr(error, "findings", ()):
-            talk.tell(str(found))
-        talk.tell(f"error: {error}")
-        if hint := getattr(error, "hint", ""):
-            talk.tell(f"  {hint}")
+        _told(talk, error)
+
+
+def _told(talk: Talk, error: Exception) -> None:
+    for found in getattr(error, "findings", ()):
+        talk.tell(str(found))
+    talk.tell(f"error: {error}")
+    if hint := getattr(error, "hint", ""):
+        talk.tell(f"  {hint}")
 
 
 def _words(entry: Entry) -> str:
@@ -139,8 +143,8 @@ def _profiles(talk: Talk) -> None:
 
 def profile(talk: Talk, path: Path) -> None:
     """A profile: its steps with what a run would do, and what can be done."""
-    text = path.read_text("utf-8", errors="replace")
     while True:
+        # Anew each time: after a change was saved elsewhere, it is that file which is changed further.
         shown = plan.read(path)
         for finding in shown.findings:
             talk.tell(str(finding))
@@ -163,13 +167,32 @@ def profile(talk: Talk, path: Path) -> None:
             talk.tell("asked to stop" if stop(shown.run_dir) else "nothing is running")
         elif word.isdecimal() and 0 < int(word) <= len(shown.steps):
             step = shown.steps[int(word) - 1]
-            values = plan.values_in(text, step.id)
+            values = plan.values_in(shown.text, step.id)
             action, _ = fill(talk, STAGES[step.stage], values, step=True)
             if action == "keep":
-                target = talk.ask(f"Save as (empty: {plan.target(path)}): ").strip() or str(plan.target(path))
-                text = plan.changed(text, step.id, STAGES[step.stage], values)
-                path = plan.save(shown, text, Path(target).expanduser())
-                talk.tell(f"saved: {path}")
+                path = _saved(talk, shown, step, values)
+
+
+def _saved(talk: Talk, shown: Shown, step: StepLine, values: dict[str, Any]) -> Path:
+    """Save a step with other values, asking for a file's name until one is taken. Returns the profile's file then."""
+    try:
+        text = plan.changed(shown.text, step.id, STAGES[step.stage], values)
+    except UsageError as error:
+        _told(talk, error)
+        return shown.path
+    target = plan.target(shown.path)
+    while True:
+        word = talk.ask(f"Save as (empty: {target}; back: drop the change): ").strip()
+        if word == "back":
+            talk.tell("the change is dropped")
+            return shown.path
+        try:
+            path = plan.save(shown, text, Path(word or target).expanduser())
+        except (PillmError, OSError) as error:
+            _told(talk, error)
+        else:
+            talk.tell(f"saved: {path}")
+            return path
 
 
 def _runs(talk: Talk) -> None:

@@ -13,6 +13,7 @@ class LogitsReport(msgspec.Struct, frozen=True):
     """What was cached. Holds no times, so that equal runs give equal files."""
 
     teacher: str
+    """What names its weights, as in the manifest."""
     kind: str
     biased: bool
     chat_template: str

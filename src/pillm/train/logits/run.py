@@ -56,6 +56,8 @@ class Source(NamedTuple):
     """Most tokens of a dialogue."""
     kind: manifests.Kind
     arithmetic: str
+    teacher: str
+    """What names its weights; holds no key."""
     rows: Callable[[plans.Plan, Pack], tuple[Rows, float]]
     """The learned tokens' distributions of a pass, in its order, and the sum of their entropies."""
     prepare: Callable[[plans.Plan], None] = lambda work: None
@@ -142,17 +144,17 @@ def _source(options: LogitsOptions, emit: Emit) -> Source:
 
     kind = "sampled" if options.samples else "top-k"
     arithmetic = f"{settings.device} {settings.dtype}"
-    return Source(tokenizer, size, getattr(config, "max_position_embeddings", None), kind, arithmetic, rows_of)
+    context, named = getattr(config, "max_position_embeddings", None), refs.identity(options.teacher)
+    return Source(tokenizer, size, context, kind, arithmetic, named, rows_of)
 
 
 def _manifest(options: LogitsOptions, source: Source, template: ChatTemplate, file: Path, work: plans.Plan) -> Manifest:
     """All that is known before the first pass."""
     vocabulary = vocabulary_hash(source.tokenizer.get_vocab())
-    teacher = refs.identity(options.teacher)
     facts: dict[str, object] = {
         "format": manifests.VERSION, "kind": source.kind, "temperature": options.temperature, "top": options.top,
         "samples": options.samples, "seed": options.seed, "vocabulary": vocabulary, "size": source.vocabulary_size,
-        "teacher": teacher, "arithmetic": source.arithmetic, "torch": str(torch.__version__),
+        "teacher": source.teacher, "arithmetic": source.arithmetic, "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }  # fmt: skip
     return Manifest(
@@ -166,7 +168,7 @@ def _manifest(options: LogitsOptions, source: Source, template: ChatTemplate, fi
         vocabulary=vocabulary,
         template=template_hash(template),
         dataset=sha256_file(file),
-        teacher=teacher,
+        teacher=source.teacher,
         run=plans.identity(work, facts),
         dialogues=0,
         positions=0,
@@ -244,7 +246,7 @@ def _report(
     count = manifest.positions
     entropy = math.fsum(file.header.entropy for file in opened) / count
     return LogitsReport(
-        teacher=options.teacher,
+        teacher=manifest.teacher,
         kind=manifest.kind,
         biased=manifest.biased,
         chat_template=template,

@@ -8,7 +8,9 @@ new. What is not in the top is missing, so the expectation is not the teacher's 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from pillm.core.errors import NetworkError, UsageError
 from pillm.core.events import Emit, Log
 from pillm.logit_cache.rows import SMALLEST, Rows
 from pillm.models import refs
+from pillm.models.openai_server import LONGEST_WAIT, Garbled, body_of, check_key, check_url, clean, pause
 from pillm.train.dialogues import Encoded, Pack
 from pillm.train.logits import plan as plans
 from pillm.train.logits.options import LogitsOptions
@@ -51,28 +54,50 @@ class _Tokens(msgspec.Struct):
 
 class _Props(msgspec.Struct):
     total_slots: int = 1
+    model_path: str | None = None
+    build_info: str | None = None
+    chat_template: str | None = None
+
+
+class _Sizes(msgspec.Struct):
+    """What depends on the model's file alone, not on how the server was started."""
+
+    vocab_type: int | None = None
+    n_vocab: int | None = None
+    n_ctx_train: int | None = None
+    n_embd: int | None = None
+    n_params: int | None = None
+    size: int | None = None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    meta: _Sizes | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
 
 
 class _Refused(Exception):
     """An HTTP status that is no success."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"the server says {status}: {text}" if text else f"the server says {status}")
-        self.status = status
-
-
-class _Garbled(Exception):
-    """A 200 that is not what was asked for."""
+    def __init__(self, status: int, text: str, wait: float | None) -> None:
+        asks = f", and asks for {wait:.0f} s of pause" if wait else ""
+        super().__init__(f"the server says {status}{asks}" + (f": {text}" if text else ""))
+        self.status, self.wait = status, wait
 
 
 class _Line(msgspec.Struct):
-    """Where requests go."""
+    """Where requests go, and from when on (`not_before`, of the monotonic clock)."""
 
     url: str
     key: str
     options: LogitsOptions
     vocabulary_size: int
+    emit: Emit
     slots: int = 1
+    not_before: float = 0.0
 
 
 def source(options: LogitsOptions, emit: Emit) -> Source:
@@ -87,11 +112,12 @@ def source(options: LogitsOptions, emit: Emit) -> Source:
             f"--temperature {options.temperature:g}: a server tells probabilities at temperature 1 only",
             "leave --temperature out, or run the teacher here",
         )
+    url = check_url(options.teacher.strip()).removesuffix("/v1").rstrip("/")
+    key = check_key(os.environ.get(options.api_key_env, ""), options.api_key_env)
     tokenizer = _tokenizer(options.tokenizer, emit)
     size = max(tokenizer.get_vocab().values()) + 1
-    url = options.teacher.rstrip("/").removesuffix("/v1")
-    line = _Line(url, os.environ.get(options.api_key_env, "").strip(), options, size)
-    props = _run(_props(line))
+    line = _Line(url, key, options, size, emit)
+    props, models = _run(_about(line))
     line.slots = max(1, props.total_slots)
     emit(Log(f"{url}: the server gives only the {options.top} likeliest tokens, so this cache is biased", "warning"))
 
@@ -102,7 +128,16 @@ def source(options: LogitsOptions, emit: Emit) -> Source:
         found = _run(_dialogues(line, [work.dialogues[number] for number in item.dialogues]))
         return joined([row for dialogue in found for row in dialogue]), 0.0
 
-    return Source(tokenizer, size, None, "server-top-k", "server", rows, prepare)
+    return Source(tokenizer, size, None, "server-top-k", "server", _identity(url, props, models), rows, prepare)
+
+
+def _identity(url: str, props: _Props, models: _Models) -> str:
+    """The address, and a hash of what the server says of its model.
+
+    The address alone would let a killed run go on with the distributions of whatever runs behind it by then.
+    """
+    said = [props.model_path, props.build_info, props.chat_template, models.data]
+    return f"{refs.identity(url)}#{hashlib.sha256(msgspec.json.encode(said)).hexdigest()}"
 
 
 def _tokenizer(reference: str, emit: Emit) -> Any:
@@ -137,9 +172,14 @@ def _client(line: _Line) -> httpx.AsyncClient:
     return httpx.AsyncClient(headers=headers, timeout=timeout)
 
 
-async def _props(line: _Line) -> _Props:
+async def _about(line: _Line) -> tuple[_Props, _Models]:
+    """What the server says of itself and of its model."""
     async with _client(line) as client:
-        return await _ask(line, client, "GET", "/props", None, lambda body: msgspec.json.decode(body, type=_Props))
+        props = await _ask(line, client, "GET", "/props", None, lambda data: msgspec.json.decode(data, type=_Props))
+        models = await _ask(
+            line, client, "GET", "/v1/models", None, lambda data: msgspec.json.decode(data, type=_Models)
+        )
+    return props, models
 
 
 async def _same_tokens(line: _Line, tokenizer: Any, dialogues: list[Encoded]) -> None:
@@ -218,29 +258,34 @@ async def _ask(
     where = line.url + path
     try:
         async for attempt in stamina.retry_context(
-            on=_again, attempts=line.options.attempts, timeout=None, wait_initial=0.3, wait_max=20, wait_jitter=0.3
+            on=lambda error: _again(line, error),
+            attempts=line.options.attempts,
+            timeout=None,
+            wait_initial=0.3,
+            wait_max=20,
+            wait_jitter=0.3,
         ):
             with attempt:
-                async with asyncio.timeout(line.options.timeout):
-                    response = await client.request(method, where, json=body)
-                if not response.is_success:
-                    raise _Refused(response.status_code, " ".join(response.text.split())[:200])
+                data = await _once(line, client, method, where, body)
                 try:
-                    return read(response.content)
-                except (ValueError, UnicodeDecodeError) as error:
-                    raise _Garbled(f"not the answer of a llama-server: {error}") from None
+                    return read(data)
+                except (ValueError, ArithmeticError, RecursionError) as error:
+                    raise Garbled(f"not the answer of a llama-server: {error}") from None
     except _Refused as error:
         hint = f"put the server's key into ${line.options.api_key_env}" if error.status in (401, 403) else KEPT
         if error.status == 404:
             hint = "is this a llama-server? other servers do not tell distributions of given tokens"
-        raise NetworkError(f"{where}: {_clean(error, line)}", hint) from None
-    except _Garbled as error:
-        raise NetworkError(f"{where}: {_clean(error, line)}", f"the teacher must be a llama-server; {KEPT}") from None
+        if error.status == 429:
+            hint = f"lower --concurrency or raise --attempts; {KEPT}"
+        raise NetworkError(f"{where}: {clean(str(error), line.key)}", hint) from None
+    except Garbled as error:
+        said = clean(str(error), line.key)
+        raise NetworkError(f"{where}: {said}", f"the teacher must be a llama-server; {KEPT}") from None
     except (TimeoutError, httpx.ReadTimeout):
         message = f"{where}: no answer within {line.options.timeout:g} s (--timeout)"
         raise NetworkError(message, f"raise --timeout or lower --concurrency; {KEPT}") from None
     except httpx.HTTPError as error:
-        said = _clean(error, line) or "it was cut"
+        said = clean(str(error), line.key) or "it was cut"
         what = (
             "cannot be reached"
             if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
@@ -250,12 +295,28 @@ async def _ask(
     raise AssertionError("a retry context returns or raises")
 
 
-def _again(error: Exception) -> bool:
+async def _once(line: _Line, client: httpx.AsyncClient, method: str, where: str, body: dict[str, Any] | None) -> bytes:
+    # A server that asked one request to wait is not asked by the others meanwhile.
+    while (wait := line.not_before - time.monotonic()) > 0:
+        await asyncio.sleep(wait)
+    async with asyncio.timeout(line.options.timeout), client.stream(method, where, json=body) as response:
+        data = await body_of(response)
+    if not response.is_success:
+        text = " ".join(data.decode("utf-8", "replace").split())[:200]
+        raise _Refused(response.status_code, text, pause(response))
+    return data
+
+
+def _again(line: _Line, error: Exception) -> bool | float:
+    """Whether to try again; a number is how many seconds the server asks us to wait."""
     if isinstance(error, _Refused):
-        return error.status in _BUSY or error.status >= 500
-    return isinstance(error, _Garbled | TimeoutError | httpx.TransportError)
-
-
-def _clean(error: Exception, line: _Line) -> str:
-    """A server's words without our key, which some servers repeat."""
-    return str(error).replace(line.key, "***") if line.key else str(error)
+        if error.status not in _BUSY and error.status < 500:
+            return False
+        if error.wait is None:
+            return True
+        if error.wait > LONGEST_WAIT:
+            return False
+        line.not_before = max(line.not_before, time.monotonic() + error.wait)
+        line.emit(Log(f"the server is busy ({error.status}) and asks for {error.wait:.0f} s", "info"))
+        return error.wait
+    return isinstance(error, Garbled | TimeoutError | httpx.TransportError)

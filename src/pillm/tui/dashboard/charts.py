@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
+from textual.content import Content
 from textual_hires_canvas import HiResMode
 from textual_plot.axis_formatter import AxisFormatter
 
@@ -42,7 +43,7 @@ class TrendChart(Chart):
 
     def show(self, title: str, trend: Trend) -> None:
         """Draw a series."""
-        self.border_title = title
+        self.border_title = Content(title)
         xs = [x for piece in trend.pieces for x in piece[0]] + list(trend.crosses[0])
         ys = [y for piece in trend.pieces for y in piece[1]] + list(trend.crosses[1])
         with self.app.batch_update():
@@ -71,7 +72,7 @@ class QualityChart(Chart):
 
     def show(self, name: str, points: Sequence[Measured], chosen: int = -1) -> None:
         """Draw the points that have this measure."""
-        self.border_title = f"{name.replace('_', ' ')}, % against size, MB"
+        self.border_title = Content(f"{name.replace('_', ' ')}, % against size, MB")
         shown = [(place, item) for place, item in enumerate(points) if name in item.measures]
         with self.app.batch_update():
             self.clear()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 from textual.worker import get_current_worker
@@ -55,6 +56,11 @@ def stamp(data: str, targets: str) -> object:
     return found
 
 
+def _choices(known: list[str]) -> list[tuple[Content, str]]:
+    # Content, since a bracket in the name of a file is no markup.
+    return [(Content(key), key) for key in known]
+
+
 class CoverageTab(Vertical):
     """Choose a dataset, and a file of targets; what is missing stands above the counts."""
 
@@ -73,6 +79,11 @@ class CoverageTab(Vertical):
             super().__init__()
             self.lines, self.missing = lines, missing
 
+    class _Known(Message):
+        def __init__(self, known: list[str]) -> None:
+            super().__init__()
+            self.known = known
+
     def __init__(self, data: str = "", targets: str = "") -> None:
         super().__init__()
         self.data, self.targets = data, targets
@@ -80,11 +91,9 @@ class CoverageTab(Vertical):
 
     def compose(self) -> ComposeResult:
         """What, against what, and the answer."""
-        known = [entry.key for entry in datasets()]
-        if self.data and self.data not in known:
-            known.insert(0, self.data)
+        known = [self.data] if self.data else []
         with Horizontal():
-            yield Select[str]([(key, key) for key in known], prompt="choose a dataset", id="data", compact=True)
+            yield Select[str](_choices(known), prompt="choose a dataset", id="data", compact=True)
             yield Input(self.targets, placeholder="targets.yaml (Enter)", id="targets", compact=True)
         with VerticalScroll(id="banners"):
             yield Static(id="missing", markup=False)
@@ -92,9 +101,31 @@ class CoverageTab(Vertical):
             yield Static("choose a dataset above", id="counts", markup=False)
 
     def on_mount(self) -> None:
-        """What was chosen before."""
+        """What was chosen before, and what there is."""
         if self.data:
             self.query_one(Select).value = self.data
+        self._list()
+
+    @work(thread=True, group="datasets")
+    def _list(self) -> None:
+        try:
+            known = [entry.key for entry in datasets()]
+        except OSError:
+            return
+        if not get_current_worker().is_cancelled:
+            self.post_message(self._Known(known))
+
+    def on_coverage_tab__known(self, message: _Known) -> None:
+        """Offer them; what was chosen stays."""
+        message.stop()
+        known = message.known
+        if self.data and self.data not in known:
+            known.insert(0, self.data)
+        select = self.query_one(Select)
+        with self.prevent(Select.Changed):
+            select.set_options(_choices(known))
+            if self.data:
+                select.value = self.data
 
     @on(Select.Changed, "#data")
     def _data(self, event: Select.Changed) -> None:

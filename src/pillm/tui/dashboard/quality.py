@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import DataTable, Select, Static
 from textual.worker import get_current_worker
@@ -72,9 +74,13 @@ class QualityTab(Vertical):
         yield QualityChart()
         yield DataTable(cursor_type="row")
 
-    @work(thread=True, exclusive=True, group="quality")
     def look(self) -> None:
-        """Read the reports, if any of them is new."""
+        """Read the reports, if any of them is new, and nobody is at it."""
+        if not any(worker.group == "quality" and worker.is_running for worker in self.workers):
+            self._look()
+
+    @work(thread=True, group="quality")
+    def _look(self) -> None:
         stamp = [(path, path.stat().st_mtime_ns) for path in quality.reports(self.root) if path.is_file()]
         if stamp == self._stamp:
             return
@@ -91,13 +97,15 @@ class QualityTab(Vertical):
         self.set_class(not measures, "-empty")
         table = self.query_one(DataTable)
         table.clear(columns=True)
-        table.add_columns("run", "size", *(name.replace("_", " ") + ", %" for name in measures), "asked", "file")
-        table.add_rows(rows(self.points, measures))
+        titles = ("run", "size", *(name.replace("_", " ") + ", %" for name in measures), "asked", "file")
+        # Text, not words: a bracket in a name is no markup.
+        table.add_columns(*map(Text, titles))
+        table.add_rows(map(Text, row) for row in rows(self.points, measures))
         if self.name_shown not in measures:
             self.name_shown = measures[0] if measures else ""
         select = self.query_one(Select)
         with self.prevent(Select.Changed):
-            select.set_options([(name.replace("_", " "), name) for name in measures])
+            select.set_options([(Content(name.replace("_", " ")), name) for name in measures])
             if self.name_shown:
                 select.value = self.name_shown
         self._draw()

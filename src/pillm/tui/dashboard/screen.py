@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
@@ -133,12 +134,12 @@ class DashboardScreen(Screen[None]):
         if before is not None and keys == [whole.key for whole in before.series]:
             for place, row in enumerate(cells):
                 for name, cell in zip(COLUMNS, row, strict=True):
-                    table.update_cell(str(place), name, cell)
+                    table.update_cell(str(place), name, Text(cell))
         else:
             here = before.series[table.cursor_row].key if before and before.series else None
             table.clear()
             for place, row in enumerate(cells):
-                table.add_row(*row, key=str(place))
+                table.add_row(*map(Text, row), key=str(place))
             if here is not None and here in keys:
                 table.move_cursor(row=keys.index(here))
         self._draw()

@@ -21,7 +21,7 @@ class Talk(NamedTuple):
     tell: Callable[[str], None]
 
 
-def describe(field: Field, values: Mapping[str, Any]) -> list[str]:
+def describe(field: Field, values: Mapping[str, Any], preset: Mapping[str, Any] = {}) -> list[str]:
     """A field in lines: name and help, bounds, choices with their numbers and what they change, what it is now."""
     lines = [f"{field.label}: {field.about}"]
     if field.limits:
@@ -31,8 +31,17 @@ def describe(field: Field, values: Mapping[str, Any]) -> list[str]:
         sets = ", ".join(f"{option}={value}" for option, (value, _) in choice.changes.items())
         words = "; ".join(filter(None, (choice.about, f"sets {sets}" if sets else "")))
         lines.append(f"  choice {place}: {name}" + (f": {words}" if words else ""))
-    now = said(values[field.name]) if field.name in values else "needed" if field.required else said(field.default)
+    now = _now(field, values, preset)
     return [*lines, f"  now: {now}" + (f" (default: {field.default_text})" if field.name in values else "")]
+
+
+def _now(field: Field, values: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+    """A field's value in words, where nothing is given that of a preset, else the default."""
+    if field.name in values:
+        return said(values[field.name])
+    if field.name in preset:
+        return f"{said(preset[field.name])} (from the preset)"
+    return "needed" if field.required else field.default_text
 
 
 def fill(talk: Talk, stage: Stage, values: dict[str, Any], *, step: bool = False) -> tuple[str, Checked]:
@@ -64,28 +73,28 @@ def fill(talk: Talk, stage: Stage, values: dict[str, Any], *, step: bool = False
                 "\n".join(f"{f.label} = {said(values[f.name])}" for f in set_here) or "nothing is set: all defaults"
             )
         elif word == "list":
-            _list(talk, known, known, values)
+            _list(talk, known, known, values, checked.preset)
         elif word.isdecimal() and 0 < int(word) <= len(known):
             question(talk, stage, known[int(word) - 1], values)
-        elif not _list(talk, known, [field for field in known if matches(field, word)], values):
+        elif not _list(talk, known, [field for field in known if matches(field, word)], values, checked.preset):
             talk.tell(f"there is no option with {word}")
 
 
-def _list(talk: Talk, known: Sequence[Field], shown: Sequence[Field], values: Mapping[str, Any]) -> bool:
+def _list(
+    talk: Talk, known: Sequence[Field], shown: Sequence[Field], values: Mapping[str, Any], preset: Mapping[str, Any]
+) -> bool:
     for group in GROUPS:
         inside = [field for field in shown if field.group == group]
         if inside:
             talk.tell(f"{group}:")
         for field in inside:
-            now = said(values[field.name]) if field.name in values else field.default_text
-            now = "needed" if field.required and field.name not in values else now
-            talk.tell(f"  {known.index(field) + 1} {field.label} = {now}")
+            talk.tell(f"  {known.index(field) + 1} {field.label} = {_now(field, values, preset)}")
     return bool(shown)
 
 
 def question(talk: Talk, stage: Stage, field: Field, values: dict[str, Any]) -> None:
     """Ask for one option until the model takes it; an empty answer leaves it as it is."""
-    for line in describe(field, values):
+    for line in describe(field, values, check(stage, values).preset):
         talk.tell(line)
     while True:
         before = dict(values)

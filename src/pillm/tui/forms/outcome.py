@@ -20,6 +20,7 @@ from pillm.core.artifacts import write_atomic
 from pillm.core.command import Command
 from pillm.core.errors import PillmError, UsageError, writing
 from pillm.core.options import Options
+from pillm.core.yaml_lines import Document
 from pillm.pipeline import profiles
 from pillm.pipeline.pipeline_ops import launcher
 from pillm.pipeline.profile import VERSION
@@ -43,17 +44,35 @@ def dry_run(command: Command) -> str:
     return f"{done.stdout}{done.stderr}".strip()
 
 
-def save(path: Path, stage: Stage, options: Options, values: Mapping[str, Any]) -> str:
+def standing(path: Path) -> str | None:
+    """The text of a profile, with its line ends as they are; None if there is none. Raises UsageError."""
+    try:
+        return path.read_bytes().decode("utf-8") if path.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+
+
+def replaced(text: str | None, stage: Stage) -> str:
+    """The section of a stage that stands in a profile already and would be replaced; empty if there is none."""
+    data = Document("", (text or "").encode()).data
+    stages = data.get("stages") if isinstance(data, dict) else None
+    section = stages.get(stage.name) if isinstance(stages, dict) else None
+    if not isinstance(section, dict):
+        return ""
+    lines = [f"    {name}: {yaml_text(value)}" for name, value in section.items()]
+    return "\n".join([f"  {stage.name}:", *lines])
+
+
+def save(path: Path, stage: Stage, options: Options, values: Mapping[str, Any], text: str | None) -> str:
     """Put the section of a stage into a profile, which is made if it is not there. Says what was done.
 
-    Raises UsageError where the file is no profile that can be changed.
+    `text` is what stood in it when it was looked at. Raises UsageError where the file is no profile that can be
+    changed, or is not any more as it was.
     """
     section = yaml_values(options, values)
-    if path.exists():
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({error})") from error
+    if standing(path) != text:
+        raise UsageError(f"{path}: was changed by somebody else just now", "look at it, then save again")
+    if text is not None:
         words = f"{path}: has the section {stage.name}"
     else:
         if path.suffix not in (".yaml", ".yml"):
@@ -61,7 +80,7 @@ def save(path: Path, stage: Stage, options: Options, values: Mapping[str, Any]) 
         text = f"profile: {VERSION}\nname: {yaml_text(path.stem)}\nstages:\n  {stage.name}:\n"
         words = f"{path}: made, with the section {stage.name}"
     with writing(path):
-        write_atomic(path, put(text, stage.name, section))
+        write_atomic(path.resolve(), put(text, stage.name, section))
     return words
 
 
@@ -106,12 +125,15 @@ class SaveModal(ModalScreen[None]):
     def __init__(self, stage: Stage, options: Options, values: Mapping[str, Any], text: str) -> None:
         super().__init__()
         self._stage, self._options, self._values, self._text = stage, options, values, text
+        self._seen: tuple[Path, str | None] | None = None
+        """The file whose section would be replaced, and its text, once that was shown."""
 
     def compose(self) -> ComposeResult:
         """The section, and where to put it."""
         with Vertical():
             with VerticalScroll():
                 yield Static(self._text, markup=False)
+                yield Static(id="replaced", markup=False)
             yield Label("Put it into this profile (made if it is not there), Enter:")
             yield Input(str(profiles.HERE / "mine.yaml"), compact=True)
             yield Footer()
@@ -122,13 +144,32 @@ class SaveModal(ModalScreen[None]):
 
     @on(Input.Submitted)
     def _save(self, event: Input.Submitted) -> None:
-        self._write(Path(event.value).expanduser())
+        path = Path(event.value).expanduser()
+        self._write(path, self._seen if self._seen and self._seen[0] == path else None)
+
+    @on(Input.Changed)
+    def _renamed(self) -> None:
+        self._seen = None
+        self.query_one("#replaced", Static).update("")
+
+    def _ask(self, path: Path, text: str | None, old: str) -> None:
+        self._seen = (path, text)
+        words = f"\n{path} has this section already; Enter again replaces it, Escape does not:\n\n{old}"
+        self.query_one("#replaced", Static).update(words)
+        self.query_one("#replaced").scroll_visible(animate=False)
 
     @work(thread=True, exclusive=True)
-    def _write(self, path: Path) -> None:
+    def _write(self, path: Path, seen: tuple[Path, str | None] | None) -> None:
         try:
-            words = save(path, self._stage, self._options, self._values)
+            text = standing(path) if seen is None else seen[1]
+            old = replaced(text, self._stage)
+            if seen is None and old:
+                self.app.call_from_thread(self._ask, path, text, old)
+                return
+            words = save(path, self._stage, self._options, self._values, text)
         except (PillmError, OSError) as error:
+            # What was shown is not what stands there: the next Enter looks again.
+            self._seen = None
             self.app.call_from_thread(self.notify, str(error), severity="error", timeout=10)
             return
         self.app.call_from_thread(self.notify, words)

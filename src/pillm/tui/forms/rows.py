@@ -19,6 +19,8 @@ ABSENT = object()
 """Stands for a field that was left alone: it has its default."""
 
 NOTHING = "(nothing)"
+UNSET = "(default)"
+"""The entry of a list of choices that gives nothing: a choice that is the default may be given, too (see core.options)."""
 _YES_NO = (Choice("yes"), Choice("no"))
 
 
@@ -73,6 +75,7 @@ class FieldRow(Vertical):
     def __init__(self, field: Field, value: Any = ABSENT) -> None:
         super().__init__(id=f"field-{field.name}")
         self.field, self.value = field, value
+        self.preset: Any = ABSENT
 
     def compose(self) -> ComposeResult:
         """Label, input, what goes with it; help; what is wrong."""
@@ -81,11 +84,11 @@ class FieldRow(Vertical):
             yield self._editor()
             if self.field.kind == "switch":
                 # A word, too: colours alone say nothing to some eyes and on some terminals.
-                yield Static(said(self.field.default if self.value is ABSENT else self.value), classes="gap")
+                yield Static(said(self._has()), classes="gap")
             if self.can_pick:
                 yield Button("add" if self.field.kind == "list" else "pick", compact=True)
             if self.field.can_be_nothing:
-                yield _None("none", value=self.value is None or self.value in ("", []), compact=True)
+                yield _None("none", value=self._is_nothing(), compact=True)
         yield Static(self._help(), classes="help")
         yield Static("", classes="wrong", markup=False)
 
@@ -100,6 +103,44 @@ class FieldRow(Vertical):
         self.set_class(missing, "-missing")
         self.query_one(".wrong", Static).update(message)
 
+    def lean(self, preset: Any) -> None:
+        """Show what the field has while nothing is given: a preset's value, or (`ABSENT`) the default."""
+        if preset is self.preset or (preset == self.preset and type(preset) is type(self.preset)):
+            return
+        self.preset = preset
+        editor = self.query_one(".editor")
+        if isinstance(editor, (Input, TextArea)):
+            editor.placeholder = self._hint()
+        elif isinstance(editor, Select) and not self.field.required:
+            value, entries = editor.value, self._entries()
+            with editor.prevent(Select.Changed):
+                editor.set_options(entries)
+                # By way of another one: the same value would be no change, and its old words would stay.
+                editor.value = entries[-1][1]
+                editor.value = value
+        elif isinstance(editor, Switch) and self.value is ABSENT:
+            with editor.prevent(Switch.Changed):
+                editor.value = bool(self._has())
+            self.query_one(".gap", Static).update(said(self._has()))
+
+    def current(self) -> Any:
+        """The value that stands in the editor now, whether or not it has been told of; `value` if that is the same."""
+        if self._nothing():
+            return self.value if self._is_nothing() else self._empty()
+        editor = self.query_one(".editor")
+        if isinstance(editor, Select):
+            return self.value if editor.value == self._entry() else self._meant(editor.value)
+        if isinstance(editor, Switch):
+            # Two states are all it has: the one that it would have anyway gives nothing.
+            same = self.value is not ABSENT and self.value == editor.value
+            return self.value if same else ABSENT if editor.value == self._unset() else editor.value
+        text = editor.text if isinstance(editor, TextArea) else cast("Input", editor).value
+        if text == self._text() and not (self.field.can_be_nothing and self._is_nothing()):
+            return self.value
+        if isinstance(editor, TextArea):
+            return text.split("\n") if text.strip() else ABSENT
+        return text or ABSENT
+
     def insert(self, value: str) -> None:
         """Take a value that was picked: a further line of a list, else instead of what stands there."""
         editor = self.query_one(".editor")
@@ -111,34 +152,69 @@ class FieldRow(Vertical):
         editor.focus()
 
     def _editor(self) -> Widget:
-        field, value = self.field, self.value
-        shown = "" if value is ABSENT or value is None else value
-        hint = "needed" if field.required else f"{field.default_text}"
+        field = self.field
         if field.kind == "switch":
-            return Switch(bool(field.default if value is ABSENT else value), animate=False, classes="editor")
+            return Switch(bool(self._has()), animate=False, classes="editor")
         if field.kind == "choice":
             return self._select()
         if field.kind == "list":
-            lines = shown if isinstance(shown, (list, tuple)) else str(shown).split("\n")
             return TextArea(
-                "\n".join(map(str, lines)), compact=True, placeholder=hint, tab_behavior="focus", classes="editor"
+                self._text(), compact=True, placeholder=self._hint(), tab_behavior="focus", classes="editor"
             )
-        return Input(str(shown), placeholder=hint, compact=True, classes="editor")
+        return Input(self._text(), placeholder=self._hint(), compact=True, classes="editor")
 
     def _select(self) -> Select[str]:
+        entries, now = self._entries(), self._entry()
+        if now is Select.NULL:
+            return Select(entries, prompt="needed", compact=True, classes="editor")
+        return Select(entries, value=cast("str", now), allow_blank=False, compact=True, classes="editor")
+
+    def _entries(self) -> list[tuple[str, str]]:
+        """The entries of a list of choices: nothing given, the choices, a value of a profile that is none of them."""
         field = self.field
         known = field.choices or _YES_NO
-        options = [(_prompt(choice), choice.value) for choice in known]
-        if field.optional:
-            options.insert(0, (NOTHING, NOTHING))
-        now = field.default if self.value is ABSENT else self.value
-        now = NOTHING if now is None else ("yes" if now else "no") if isinstance(now, bool) else str(now)
-        if now not in [value for _, value in options]:
-            if self.value is not ABSENT:
-                options.append((f"{now} (not a choice)", now))
-            elif field.required:
-                return Select(options, prompt="needed", compact=True, classes="editor")
-        return Select(options, value=now, allow_blank=False, compact=True, classes="editor")
+        entries = [(_prompt(choice), choice.value) for choice in known]
+        now = self._entry()
+        if field.optional and (field.default is not None or self.value is None):
+            entries.insert(0, (NOTHING, NOTHING))
+        if not field.required:
+            unset = _entry(self._unset())
+            prompt = next((prompt for prompt, value in entries if value == unset), said(self._unset()))
+            entries.insert(0, (f"{prompt} ({'default' if self.preset is ABSENT else 'from the preset'})", UNSET))
+        if isinstance(now, str) and now not in [value for _, value in entries]:
+            entries.append((f"{now} (not a choice)", now))
+        return entries
+
+    def _entry(self) -> Any:
+        """The entry that stands for the value."""
+        if self.value is ABSENT:
+            return Select.NULL if self.field.required else UNSET
+        return _entry(self.value)
+
+    def _meant(self, entry: Any) -> Any:
+        """The value that an entry stands for."""
+        if entry is Select.NULL or entry == UNSET:
+            return ABSENT
+        if entry == NOTHING:
+            return None
+        return entry if self.field.choices else {"yes": True, "no": False}.get(entry)
+
+    def _unset(self) -> Any:
+        """What the field has while nothing is given."""
+        return self.field.default if self.preset is ABSENT else self.preset
+
+    def _has(self) -> Any:
+        return self._unset() if self.value is ABSENT else self.value
+
+    def _text(self) -> str:
+        """The value as it stands in an input."""
+        shown = "" if self.value is ABSENT or self.value is None else self.value
+        return "\n".join(map(str, shown)) if isinstance(shown, (list, tuple)) else str(shown)
+
+    def _hint(self) -> str:
+        if self.preset is not ABSENT:
+            return f"{said(self.preset)} (from the preset)"
+        return "needed" if self.field.required else self.field.default_text
 
     def _help(self) -> Content:
         field = self.field
@@ -174,48 +250,22 @@ class FieldRow(Vertical):
 
     @on(Input.Changed)
     @on(TextArea.Changed)
-    def _typed(self, event: Input.Changed | TextArea.Changed) -> None:
-        event.stop()
-        if isinstance(event, Input.Changed):
-            value: Any = event.value or ABSENT
-        else:
-            text = event.text_area.text
-            value = text.split("\n") if text.strip() else ABSENT
-        if value is ABSENT and self._nothing():
-            value = self._empty()
-        self._set(value)
-
     @on(Select.Changed)
-    def _chosen(self, event: Select.Changed) -> None:
+    def _typed(self, event: Input.Changed | TextArea.Changed | Select.Changed) -> None:
         event.stop()
-        value: Any = event.value
-        if value is Select.NULL:
-            self._set(ABSENT)
-            return
-        if not self.field.choices:
-            value = {"yes": True, "no": False}.get(value)
-        elif value == NOTHING:
-            value = None
-        # A value that stands in a profile stays there, also if it is the default, until another is chosen.
-        if value != self.value:
-            self._set(ABSENT if value == self.field.default and not self.field.required else value)
+        self._set(self.current())
 
     @on(Switch.Changed)
     def _switched(self, event: Switch.Changed) -> None:
         event.stop()
         self.query_one(".gap", Static).update(said(event.value))
-        self._set(ABSENT if event.value == self.field.default else event.value)
+        self._set(self.current())
 
     @on(Checkbox.Changed)
     def _emptied(self, event: Checkbox.Changed) -> None:
         event.stop()
-        editor = cast("Input | TextArea", self.query_one(".editor"))
-        editor.disabled = event.value
-        if event.value:
-            self._set(self._empty())
-            return
-        text = editor.value if isinstance(editor, Input) else editor.text
-        self._set((text.split("\n") if isinstance(editor, TextArea) else text) if text.strip() else ABSENT)
+        cast("Input | TextArea", self.query_one(".editor")).disabled = event.value
+        self._set(self.current())
 
     @on(Button.Pressed)
     def _pick(self, event: Button.Pressed) -> None:
@@ -225,11 +275,20 @@ class FieldRow(Vertical):
     def _nothing(self) -> bool:
         return self.field.can_be_nothing and self.query_one(Checkbox).value
 
+    def _is_nothing(self) -> bool:
+        """Whether the value says "nothing at all"."""
+        return self.value is None or self.value in ("", [])
+
     def _empty(self) -> Any:
         """The value that says "nothing at all" for this field."""
         if self.field.kind == "list":
             return []
         return None if self.field.optional else ""
+
+
+def _entry(value: Any) -> str:
+    """The entry of a list of choices that stands for a value."""
+    return NOTHING if value is None else ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def _prompt(choice: Choice) -> str:

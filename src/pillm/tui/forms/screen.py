@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Footer, Input, Label, Select, Static
 
 from pillm.core.command import Command
@@ -127,16 +128,20 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     @on(FieldRow.Edited)
     def _edited(self, event: FieldRow.Edited) -> None:
-        if event.value is ABSENT:
-            self.values.pop(event.row.field.name, None)
-        else:
-            self.values[event.row.field.name] = event.value
+        self._take(event.row, event.value)
         self._judge()
+
+    def _take(self, row: FieldRow, value: Any) -> None:
+        if value is ABSENT:
+            self.values.pop(row.field.name, None)
+        else:
+            self.values[row.field.name] = value
 
     def _judge(self) -> None:
         self.checked = checked = check(self.stage, self.values)
         for row in self.query(FieldRow):
             row.tell(checked.wrong.get(row.field.name, ""), row.field.name in checked.missing)
+            row.lean(checked.preset.get(row.field.name, ABSENT))
         self.set_class(bool(checked.wrong), "-invalid")
         shown = {name for name, text in checked.wrong.items() if text}
         self.query_one("#wrong", Static).update(checked.summary if shown else "")
@@ -181,8 +186,7 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_keep(self) -> None:
         """Give the values back to the profile."""
-        if self._ready():
-            self.dismiss(dict(self.values))
+        self._when_typed(lambda _: self.dismiss(dict(self.values)))
 
     def action_filter(self) -> None:
         """Type to narrow the options down."""
@@ -196,9 +200,12 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_copy(self) -> None:
         """Copy the command to the clipboard."""
-        if command := self._ready():
+
+        def copy(command: Command) -> None:
             self.app.copy_to_clipboard(str(command))
             self.notify("the command is in the clipboard")
+
+        self._when_typed(copy)
 
     def action_pick(self) -> None:
         """Pick a value for the field that has the focus."""
@@ -226,8 +233,28 @@ class FormScreen(Screen[dict[str, Any] | None]):
         else:
             self.app.push_screen(FilePicker(f"{row.field.label}: {row.field.about}", self.files), took)
 
+    def _when_typed(self, do: Callable[[Command], Any]) -> None:
+        """Do something with the command, once the keys that were pressed before have arrived where they are typed.
+
+        They wait in the queue of the widget that has the focus, and what they lead to in those of its ancestors; the
+        call waits there behind them. Twice, since choosing from a list is a message of the list to itself first.
+        """
+        node = self.focused or self
+        way = [place for place in node.ancestors_with_self if isinstance(place, Widget)]
+
+        def next_place(rest: list[Widget]) -> None:
+            if rest:
+                rest[0].call_later(next_place, rest[1:])
+            elif command := self._ready():
+                do(command)
+
+        next_place([*way, *way])
+
     def _ready(self) -> Command | None:
-        """The command if the form is complete; else say what is missing, and go there."""
+        """The command if the form is complete as it stands in the editors; else say what is missing, and go there."""
+        for row in self.query(FieldRow):
+            self._take(row, row.current())
+        self._judge()
         if self.checked.command is None:
             self.notify(self.checked.summary or "the form is not complete", severity="error", timeout=8)
             first = next((row for row in self.query(FieldRow) if row.field.name in self.checked.wrong), None)
@@ -238,8 +265,7 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_run(self) -> None:
         """Start the command; it goes on when this terminal is closed."""
-        if command := self._ready():
-            self._start(command)
+        self._when_typed(self._start)
 
     @work(thread=True, exclusive=True, group="start")
     def _start(self, command: Command) -> None:
@@ -259,9 +285,12 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_dry_run(self) -> None:
         """Say what the command reads and writes, and what can be said before it starts; do nothing."""
-        if command := self._ready():
+
+        def ask(command: Command) -> None:
             self.notify("asking", timeout=1)
             self._dry_run(command)
+
+        self._when_typed(ask)
 
     @work(thread=True, exclusive=True, group="start")
     def _dry_run(self, command: Command) -> None:
@@ -276,11 +305,13 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_yaml(self) -> None:
         """Show the form as a section of a profile, to copy or to save."""
-        if self._ready():
-            from pillm.tui.forms.outcome import SaveModal
+        from pillm.tui.forms.outcome import SaveModal
 
+        def show(_: Command) -> None:
             text = section(self.stage, self.checked.options, self.values)
             self.app.push_screen(SaveModal(self.stage, self.checked.options, dict(self.values), text))
+
+        self._when_typed(show)
 
 
 def _message(error: Exception) -> str:

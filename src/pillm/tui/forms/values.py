@@ -32,6 +32,8 @@ class Checked(msgspec.Struct, frozen=True):
     wrong: dict[str, str] = {}
     missing: frozenset[str] = frozenset()
     """Fields whose only fault is that they are empty as yet."""
+    preset: Mapping[str, Any] = {}
+    """What a preset sets for fields that are not given."""
 
     @property
     def summary(self) -> str:
@@ -61,10 +63,16 @@ def check(stage: Stage, values: Values) -> Checked:
             wrong[item.field] = "; ".join(filter(None, (wrong.get(item.field), where + item.message)))
             if item.missing:
                 missing.add(item.field)
-        return Checked(wrong=wrong, missing=frozenset(missing))
+        return Checked(wrong=wrong, missing=frozenset(missing), preset=_preset(stage, values, wrong))
     except PillmError as error:
         return Checked(wrong={"": f"{error.message} {error.hint}".strip()})
-    return Checked(options=options, command=build(stage, options))
+    return Checked(options=options, command=build(stage, options), preset=options.preset_values())
+
+
+def _preset(stage: Stage, values: Values, wrong: Mapping[str, str]) -> Mapping[str, Any]:
+    """What a preset sets, also in a form that is not complete: out of the values that are right."""
+    right = {name: value for name, value in given(values).items() if name not in wrong}
+    return stage.options.model_construct(**right).preset_values()
 
 
 def given(values: Values) -> dict[str, Any]:

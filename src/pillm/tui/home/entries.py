@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -9,13 +10,14 @@ from typing import Literal
 import msgspec
 
 from pillm.core import shipped
+from pillm.core.amounts import amount
 from pillm.core.errors import PillmError
 from pillm.pipeline.stages import COMMANDS, Stage
 
 Kind = Literal["profile", "command", "dataset", "board", "run"]
 
 _DATA = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-_DEEPEST, _MOST = 2, 200
+_DEEPEST, _MOST, _MOST_FOLDERS = 2, 200, 500
 _NOT_DATA = ("runs", "node_modules", "build", "dist")
 
 
@@ -82,34 +84,33 @@ def taking(kind: Kind, table: Mapping[str, Stage] = COMMANDS) -> list[tuple[Stag
 
 def _nearby(here: Path) -> Iterable[Path]:
     found: list[Path] = []
-    folders = [here]
-    for depth in range(_DEEPEST + 1):
+    folders, left = [here], _MOST_FOLDERS
+    for _ in range(_DEEPEST + 1):
         below: list[Path] = []
-        for folder in folders:
+        for folder in folders[:left]:
             try:
                 names = sorted(folder.iterdir())
             except OSError:
                 continue
-            found += [path for path in names if path.name.endswith(_DATA) and path.is_file()]
-            below += [
-                path for path in names if path.is_dir() and not path.name.startswith(".") and path.name not in _NOT_DATA
-            ]
+            for path in names:
+                # A folder that may be listed but not entered tells nothing of what is in it.
+                with contextlib.suppress(OSError):
+                    if path.name.endswith(_DATA) and path.is_file():
+                        found.append(path)
+                    elif not path.name.startswith(".") and path.name not in _NOT_DATA and path.is_dir():
+                        below.append(path)
             if len(found) > _MOST:
                 return found[:_MOST]
-        folders = below if depth < _DEEPEST else []
+        left -= len(folders[:left])
+        folders = below
     return found
 
 
 def _size(path: Path) -> str:
     try:
-        size = float(path.stat().st_size)
+        return amount(path.stat().st_size, "B")
     except OSError:
         return ""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
 
 
 def facts(name: str) -> list[str]:

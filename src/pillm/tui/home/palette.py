@@ -8,11 +8,16 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.fuzzy import Matcher
+from textual.markup import escape
 
 from pillm.core.errors import PillmError
 from pillm.tui.home import entries
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pillm.tui.app import PillmApp
 
 
@@ -52,7 +57,13 @@ def _runs(app: PillmApp) -> Iterator[Offer]:
     except (PillmError, OSError):
         return
     for run in found[:200]:
-        yield Offer(f"Run: {run.name}", f"{run.state} {run.detail}".strip(), partial(app.open_run, run.run_dir))
+        yield Offer(f"Run: {run.name}", f"{run.state} {run.detail}".strip(), partial(_show, app, run.run_dir))
+
+
+def _show(app: PillmApp, run_dir: Path) -> None:
+    from pillm.tui.runs.screen import show
+
+    show(app, run_dir)
 
 
 class Palette(Provider):
@@ -65,11 +76,21 @@ class Palette(Provider):
     async def discover(self) -> Hits:
         """Everything, before a word is typed."""
         for offer in self._offers:
-            yield DiscoveryHit(offer.words, offer.do, help=offer.about or None)
+            yield DiscoveryHit(Content(offer.words), offer.do, text=offer.words, help=escape(offer.about) or None)
 
     async def search(self, query: str) -> Hits:
         """What fits the words."""
         matcher = self.matcher(query)
         for offer in self._offers:
             if (score := matcher.match(f"{offer.words} {offer.about}")) > 0:
-                yield Hit(score, matcher.highlight(offer.words), offer.do, help=offer.about or None)
+                shown = _highlighted(matcher, offer.words)
+                yield Hit(score, shown, offer.do, text=offer.words, help=escape(offer.about) or None)
+
+
+def _highlighted(matcher: Matcher, words: str) -> Content:
+    """The words with what fits marked. `Matcher.highlight` would take a bracket in a name for markup."""
+    found = Content(words)
+    for place in matcher.fuzzy_search.match(matcher.query, words)[1]:
+        if not words[place].isspace():
+            found = found.stylize(matcher.match_style, place, place + 1)
+    return found

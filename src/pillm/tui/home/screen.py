@@ -137,7 +137,7 @@ class HomeScreen(Screen[None]):
             found = read()
         except (PillmError, OSError) as error:
             words = [str(error), *map(str, getattr(error, "findings", ()))]
-            self.app.call_from_thread(self.notify, "\n".join(words), severity="error", timeout=10)
+            self.app.call_from_thread(self.notify, "\n".join(words), severity="error", timeout=10, markup=False)
             return
         self.app.call_from_thread(self._filled, name, found)
 

@@ -1,14 +1,15 @@
 """Changes to a profile's text that leave every other byte of it as it was: comments, order, quotes, empty lines.
 
 A value is replaced between the marks that PyYAML gives it; a key is added after the last one of its section, at its
-indentation; a key is removed with its line. What comes out is read again, and must say what was meant; text that is
-put together in a way this does not know (anchors, sections on one line that are broken over several) is refused, never
-spoilt. A round-trip YAML library would rewrap lines and indentation of the whole file instead.
+indentation; a key is removed with its line, and what stands behind it there. A list of one item a line is changed item
+by item (see items). What comes out is read again, and must say what was meant; text that is put together in a way this
+does not know (anchors, line ends of two kinds), or in which a comment would go with something else than its own line,
+is refused, never spoilt. A round-trip YAML library would rewrap lines and indentation of the whole file instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -16,6 +17,8 @@ import yaml
 from pillm.core.errors import UsageError
 from pillm.core.yaml_lines import Document
 from pillm.tui.forms.values import yaml_text
+from pillm.tui.profiles import items
+from pillm.tui.profiles.items import end_of, refuse_comment
 
 _INDENT = "  "
 
@@ -25,6 +28,8 @@ def put(text: str, step: str, values: Mapping[str, Any], uses: str = "") -> str:
 
     Raises UsageError where the text cannot be changed without touching more than that.
     """
+    if "\r" in text:
+        return _with_line_ends(text, lambda plain: put(plain, step, values, uses))
     before = _data(text)
     stages = dict(before.get("stages") or {})
     section = dict(stages.get(step) or {})
@@ -38,7 +43,7 @@ def put(text: str, step: str, values: Mapping[str, Any], uses: str = "") -> str:
         if name not in section:
             new = _with(new, step, name, yaml_text(value, inside=flow))
         elif section[name] != value or type(section[name]) is not type(value):
-            new = _changed(new, step, name, yaml_text(value, inside=flow))
+            new = _changed(new, step, name, section[name], value)
     stages[step] = wanted or stages.get(step)
     if (_data(new).get("stages") or {}) != {**stages, step: wanted or None} and _plain(new) != {
         **before,
@@ -52,12 +57,25 @@ def put(text: str, step: str, values: Mapping[str, Any], uses: str = "") -> str:
 
 def renamed(text: str, name: str) -> str:
     """The profile's text under another name."""
+    if "\r" in text:
+        return _with_line_ends(text, lambda plain: renamed(plain, name))
     root = _root(text)
     for key, value in root.value:
         if key.value == "name":
             return _splice(text, value, yaml_text(name))
     at = next((value.end_mark.index for key, value in root.value if key.value == "profile"), 0)
     return f"{text[:at]}\nname: {yaml_text(name)}{text[at:]}"
+
+
+def _with_line_ends(text: str, change: Callable[[str], str]) -> str:
+    """A change to a text whose lines end as on Windows."""
+    plain = text.replace("\r\n", "\n")
+    new = change(plain)
+    if new == plain:
+        return text
+    if plain.replace("\n", "\r\n") != text:
+        raise UsageError("the profile's lines end in two ways, LF and CR LF", "save it with one of them in an editor")
+    return new.replace("\n", "\r\n")
 
 
 def _plain(text: str) -> dict[str, Any]:
@@ -104,28 +122,26 @@ def _option(text: str, step: str, name: str) -> tuple[yaml.Node, yaml.Node]:
 
 
 def _splice(text: str, node: yaml.Node, new: str) -> str:
-    start, end = node.start_mark.index, node.end_mark.index
-    # A block's end mark is at the next token, past the comments between; those stay.
-    while end > start and text[end - 1] in " \t\n" and isinstance(node, yaml.CollectionNode):
-        end -= 1
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style:
-        lines = text[start:end].splitlines(keepends=True)
-        while lines and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
-            lines.pop()
-        end = start + len("".join(lines).rstrip("\n"))
-        if text[start:end].count("\n") or not text[start:end].strip().startswith("- "):
-            line_start = text.rfind("\n", 0, start) + 1
-            if text[line_start:start].strip() == "":
-                # A list of several lines becomes one of one line, behind its key.
-                key_end = text.rfind(":", 0, start) + 1
-                return f"{text[:key_end]} {new}{text[end:]}"
+    """The text with another value at a node's place."""
+    start, end = node.start_mark.index, end_of(text, node)
+    refuse_comment(text, start, end, node)
+    line_start = text.rfind("\n", 0, start) + 1
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and text[line_start:start].strip() == "":
+        # A list of several lines becomes one of one line, behind its key.
+        between = text.rfind(":", 0, start) + 1
+        refuse_comment(text, between, start)
+        return f"{text[:between]} {new}{text[end:]}"
     if start == end and text[start - 1 : start] == ":":
         new = f" {new}"
     return f"{text[:start]}{new}{text[end:]}"
 
 
-def _changed(text: str, step: str, name: str, value: str) -> str:
-    return _splice(text, _option(text, step, name)[1], value)
+def _changed(text: str, step: str, name: str, old: Any, value: Any) -> str:
+    node = _option(text, step, name)[1]
+    if isinstance(node, yaml.SequenceNode) and not node.flow_style and isinstance(value, list) and value:
+        return items.changed(text, node, old, value)
+    flow = bool(getattr(_section(text, step)[1], "flow_style", False))
+    return _splice(text, node, yaml_text(value, inside=flow))
 
 
 def _with(text: str, step: str, name: str, value: str) -> str:
@@ -154,22 +170,21 @@ def _without(text: str, step: str, name: str) -> str:
         pairs = node.value
         index = next(i for i, pair in enumerate(pairs) if pair[0].value == name)
         if index + 1 < len(pairs):
-            return text[: key.start_mark.index] + text[pairs[index + 1][0].start_mark.index :]
-        start = pairs[index - 1][1].end_mark.index if index else key.start_mark.index
-        return text[:start] + text[value.end_mark.index :]
-    start = text.rfind("\n", 0, key.start_mark.index) + 1
-    return text[:start] + text[_last_line_end(text, key, value) + 1 :]
+            start, end = key.start_mark.index, pairs[index + 1][0].start_mark.index
+        else:
+            start = pairs[index - 1][1].end_mark.index if index else key.start_mark.index
+            end = value.end_mark.index
+        refuse_comment(text, start, end, key, value)
+        return text[:start] + text[end:]
+    start, end = text.rfind("\n", 0, key.start_mark.index) + 1, _last_line_end(text, key, value)
+    # A comment behind a value goes with its line; one on a line of its own may be about more.
+    refuse_comment(text, start, end, key, value, own_line=True)
+    return text[:start] + text[end + 1 :]
 
 
 def _last_line_end(text: str, key: yaml.Node, value: yaml.Node) -> int:
     """The end of the last line of a key's value, without the comments and empty lines that follow it."""
-    end = max(value.end_mark.index, key.end_mark.index)
-    if isinstance(value, yaml.CollectionNode) and not value.flow_style:
-        lines = text[:end].splitlines(keepends=True)
-        while lines and (not lines[-1].strip() or lines[-1].lstrip().startswith("#")):
-            lines.pop()
-        end = len("".join(lines).rstrip("\n"))
-    newline = text.find("\n", end)
+    newline = text.find("\n", max(end_of(text, value), key.end_mark.index))
     return len(text) if newline < 0 else newline
 
 

@@ -20,8 +20,7 @@ from pillm.pipeline.stages import STAGES, Stage
 from pillm.tui.forms.values import from_yaml
 from pillm.tui.profiles.edit import put, renamed
 from pillm.tui.profiles.graph import rails
-
-RUNS = Path("runs")
+from pillm.tui.runs.folder import RUNS
 
 SIGNS: dict[str, str] = {"cached": "✓", "resume": "…", "run": "▶", "skip": "-", "": "?"}
 WORDS: dict[str, str] = {
@@ -51,21 +50,29 @@ class Shown(msgspec.Struct, frozen=True):
     run_dir: Path
     steps: tuple[StepLine, ...] = ()
     findings: tuple[Finding, ...] = ()
+    text: str = ""
+    """What stood in the file, so that it can be told whether somebody else has changed it since."""
+
+
+def text_of(path: Path) -> str:
+    """A profile's text with its line ends as they are; what is not UTF-8 is a finding of `read`. Raises OSError."""
+    return path.read_bytes().decode("utf-8", errors="replace")
 
 
 def read(path: Path, table: Mapping[str, Stage] = STAGES) -> Shown:
-    """A profile, without looking at what a run left. Raises UsageError if the file cannot be read."""
+    """A profile, without looking at what a run left. Raises UsageError or OSError if the file cannot be read."""
+    text = text_of(path) if path.is_file() else ""
     try:
         plan = profile.load(path, table=table)
     except ProfileError as error:
-        return Shown(path.stem, "", path, RUNS / path.stem, findings=error.findings)
+        return Shown(path.stem, "", path, RUNS / path.stem, findings=error.findings, text=text)
     needs = {step.id: list(dict.fromkeys(need.step for need in step.needs.values())) for step in plan.steps}
     drawn = rails([step.id for step in plan.steps], needs)
     lines = [
         StepLine(step.id, step.stage.name, rail, tuple(needs[step.id]), step.stage.summary)
         for step, rail in zip(plan.steps, drawn, strict=True)
     ]
-    return Shown(plan.name, plan.description, path, RUNS / plan.name, tuple(lines))
+    return Shown(plan.name, plan.description, path, RUNS / plan.name, tuple(lines), text=text)
 
 
 def judged(shown: Shown, table: Mapping[str, Stage] = STAGES) -> Shown:
@@ -93,9 +100,7 @@ def run_command(shown: Shown, start: str = "", until: str = "") -> Command:
 
 def values_in(text: str, step: str) -> dict[str, Any]:
     """What a step's section says, as a form takes it."""
-    document = Document("", text.encode())
-    data = document.data if isinstance(document.data, dict) else {}
-    return from_yaml((data.get("stages") or {}).get(step) or {})
+    return from_yaml(_section(text, step))
 
 
 def references(shown: Shown, step: str, table: Mapping[str, Stage] = STAGES) -> list[tuple[str, str]]:
@@ -109,27 +114,42 @@ def references(shown: Shown, step: str, table: Mapping[str, Stage] = STAGES) -> 
 
 
 def changed(text: str, step: str, stage: Stage, values: Mapping[str, Any]) -> str:
-    """The profile's text with a step's options being what a form says. Raises UsageError."""
+    """The profile's text with a step's options being what a form says. Raises UsageError.
+
+    What the form says as the text does stays as it is written there.
+    """
     model = stage.options
     # Options as the model reads them, so that numbers are written as numbers; the rest stays text.
     made = model.model_validate({**values, **({"out": "out"} if "out" in model.model_fields else {})})
     dumped = made.model_dump(mode="json")
-    return put(text, step, {name: dumped[name] for name in _order(text, step, values)})
+    stood = _section(text, step)
+    said = from_yaml(stood)
+    names = [name for name in stood if name in values] + [name for name in values if name not in stood]
+    same = {name for name in names if name in said and _plain(said[name]) == _plain(values[name])}
+    return put(text, step, {name: stood[name] if name in same else dumped[name] for name in names})
 
 
 def save(shown: Shown, text: str, path: Path) -> Path:
     """Write a profile's text to a file: as it is over its own, under the file's name elsewhere.
 
-    Paths that were relative to the old folder are written relative to the new one. Raises UsageError, ResourceError.
+    Paths that were relative to the old folder are written relative to the new one; links stay, and what they lead to is
+    written. Raises UsageError, also if the file is not any more as it was read, and ResourceError.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{path}: a profile's name ends in .yaml")
-    if path.absolute() != shown.path.absolute():
+    real = path.resolve()
+    if real == shown.path.resolve():
+        if real.is_file() and text_of(real) != shown.text:
+            raise UsageError(
+                f"{path}: was changed by somebody else since it was read",
+                "save under another name, or leave and open it again",
+            )
+    else:
         if path.exists():
             raise UsageError(f"{path}: is there already", "choose another name")
         text = renamed(_moved(text, shown, path.parent), path.stem)
     with writing(path):
-        write_atomic(path, text)
+        write_atomic(real, text)
     return path
 
 
@@ -143,10 +163,14 @@ def target(path: Path) -> Path:
     return profiles.HERE / f"my-{path.stem}.yaml" if is_shipped(path) else path
 
 
-def _order(text: str, step: str, values: Mapping[str, Any]) -> list[str]:
+def _section(text: str, step: str) -> dict[str, Any]:
     data = Document("", text.encode()).data
-    stood = list(((data or {}).get("stages") or {}).get(step) or {})
-    return [name for name in stood if name in values] + [name for name in values if name not in stood]
+    data = data if isinstance(data, dict) else {}
+    return (data.get("stages") or {}).get(step) or {}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _moved(text: str, shown: Shown, folder: Path) -> str:

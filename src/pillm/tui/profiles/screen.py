@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
+from textual.events import Key
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
@@ -66,6 +68,8 @@ class ProfileScreen(Screen[None]):
         self.shown: Shown | None = None
         self.text = ""
         self.dirty = False
+        self._warned = False
+        """Whether leaving without the changes was asked for just now."""
 
     def compose(self) -> ComposeResult:
         """Title, graph, the command of the stage that is marked."""
@@ -85,14 +89,21 @@ class ProfileScreen(Screen[None]):
         if self.shown is not None and not self.dirty:
             self._read()
 
+    def on_screen_suspend(self) -> None:
+        """Another screen is shown."""
+        self._warned = False
+
+    def on_key(self, event: Key) -> None:
+        """Any key but Escape means that the user stays."""
+        self._warned = self._warned and event.key == "escape"
+
     @work(thread=True, exclusive=True)
     def _read(self) -> None:
         try:
-            text = self.path.read_text("utf-8", errors="replace")
             shown = plan.read(self.path)
-            self.app.call_from_thread(self._show, shown, text)
+            self.app.call_from_thread(self._show, shown)
             if shown.steps:
-                self.app.call_from_thread(self._show, plan.judged(shown), text)
+                self.app.call_from_thread(self._show, plan.judged(shown))
         except (PillmError, OSError) as error:
             self.app.call_from_thread(self._broken, f"{error}\n{getattr(error, 'hint', '')}")
 
@@ -102,10 +113,15 @@ class ProfileScreen(Screen[None]):
             self.set_class(self.shown is None, "-broken")
             self.notify(message, severity="error", timeout=10)
 
-    def _show(self, shown: Shown, text: str) -> None:
+    def _show(self, shown: Shown) -> None:
         if not self.is_attached:
             return
-        self.shown, self.text = shown, text
+        if self.dirty and self.shown is not None:
+            # What was read before the change keeps its text: that is what the change was made to.
+            shown = msgspec.structs.replace(shown, text=self.shown.text)
+        else:
+            self.text = shown.text
+        self.shown = shown
         self.query_one("#title", Label).update(f"{shown.name}  {shown.path}")
         self.query_one("#about", Static).update(shown.description)
         self.set_class(bool(shown.findings), "-broken")
@@ -164,7 +180,7 @@ class ProfileScreen(Screen[None]):
             self.notify(str(error), severity="error", timeout=10)
             return
         if text != self.text:
-            self.text, self.dirty = text, True
+            self.text, self.dirty, self._warned = text, True, False
             self.action_save()
 
     def action_save(self) -> None:
@@ -248,10 +264,12 @@ class ProfileScreen(Screen[None]):
             self.notify(str(plan.run_command(self.shown)))
 
     def action_back(self) -> None:
-        """Leave."""
-        if self.dirty:
-            self.dirty = False
-            self.notify("changes are not saved; press again to leave without them", severity="warning")
+        """Leave; with changes that are not saved, only when asked twice in a row."""
+        if self.dirty and not self._warned:
+            self._warned = True
+            self.notify(
+                "changes are not saved: ctrl+s saves them; escape again leaves without them", severity="warning"
+            )
             return
         self.dismiss(None)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from textual.color import Color
+from textual.content import Content
 from textual_hires_canvas import HiResMode
 from textual_plot import NumericAxisFormatter, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter
@@ -83,7 +84,8 @@ class Chart(PlotWidget, can_focus=False):
 
     def lines(self, shown: Lines) -> None:
         """Draw one curve."""
-        self.border_title = f"{shown.title}: {shown.last}"
+        # Content, since names are data: a bracket in one is no markup.
+        self.border_title = Content(f"{shown.title}: {shown.last}")
         with self.app.batch_update():
             self.clear()
             self.plot(shown.steps, shown.values, line_style=self.colour("secondary"), hires_mode=HiResMode.QUADRANT)

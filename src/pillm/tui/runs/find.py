@@ -11,10 +11,10 @@ from typing import Literal
 import msgspec
 
 from pillm.core.errors import EXIT_INTERRUPTED, PillmError
-from pillm.core.events import Failed, Finished, StageEnded, StageStarted, decode
+from pillm.core.events import Failed, Finished, StageEnded, StageStarted
 from pillm.pipeline import journal, manifest
-from pillm.tui.runs import folder
-from pillm.tui.runs.alive import worker
+from pillm.tui.runs import decoded, folder
+from pillm.tui.runs.alive import held
 from pillm.tui.runs.start import at_work
 
 RunState = Literal["running", "stopped", "failed", "done", "dead"]
@@ -58,7 +58,7 @@ def state_of(run_dir: Path) -> tuple[RunState, str]:
     stage = next((event.stage for event in reversed(last) if isinstance(event, StageStarted | StageEnded)), "")
     code = _own_end(run_dir)
     # The code is written just before its writer ends; the engine's number counts in any case.
-    if worker(run_dir / folder.LOCK) or (folder.exit_code(run_dir) is None and at_work(run_dir)):
+    if held(run_dir / folder.LOCK) or (folder.exit_code(run_dir) is None and at_work(run_dir)):
         return "running", stage
     if code is not None:
         return _by_code(code), _words(run_dir, last) if code else ""
@@ -126,9 +126,8 @@ class _Place(msgspec.Struct):
 def _inside(path: Path) -> str:
     """The stage that the last whole line of a journal was written in: more lines followed its start than we read."""
     last = next((line for line in reversed(_tail(path)) if line.endswith(b"}")), b"{}")
-    with contextlib.suppress(msgspec.MsgspecError):
-        return msgspec.json.decode(last, type=_Place).stage
-    return ""
+    place = decoded.value(last, _Place)
+    return place.stage if place else ""
 
 
 def _tail(path: Path) -> list[bytes]:
@@ -144,7 +143,6 @@ def _last_events(path: Path) -> Iterator[object]:
     """The events at the end of a journal that say where it stands."""
     for line in _tail(path):
         if any(word in line for word in (b'"stage-', b'"failed"', b'"finished"')):
-            with contextlib.suppress(msgspec.MsgspecError):
-                event = decode(line)
-                if isinstance(event, StageStarted | StageEnded | Failed | Finished):
-                    yield event
+            event = decoded.event(line)
+            if isinstance(event, StageStarted | StageEnded | Failed | Finished):
+                yield event

@@ -5,7 +5,7 @@ command has a folder of its own, `runs/ui/NAME-TIME`, with the same files right 
 
     command.json  the command as a person would type it, to start it again
     asked.json    the same as it is executed
-    pid           the process that watches over it
+    pid           the process that watches over it, and when that began (see `alive`)
     events.jsonl  what it says on stdout: its events
     log.txt       what it says on stderr
     ended         its exit code, once it has one
@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from pillm.core.command import Command
 from pillm.pipeline import journal, manifest
+from pillm.tui.runs import decoded
 
 RUNS = Path("runs")
 SINGLE = RUNS / "ui"
@@ -47,8 +46,8 @@ def is_run(folder: Path) -> bool:
 def command(run_dir: Path) -> Command | None:
     """The command that was started here; None if it was started elsewhere, or the file is damaged."""
     try:
-        return msgspec.json.decode((own(run_dir) / COMMAND).read_bytes(), type=Command)
-    except (OSError, msgspec.MsgspecError):
+        return decoded.value((own(run_dir) / COMMAND).read_bytes(), Command)
+    except OSError:
         return None
 
 

@@ -58,6 +58,8 @@ def after(path: Path, start: int, keep: Keep = EVERYTHING, stop: Stop = never) -
                 if not keep.block(data):
                     cut = data.rfind(b"\n") + 1
                     place, held = place + cut, data[cut:]
+                    if len(held) > 2 * BLOCK:  # as below: a line that no one can look at is not kept for its end
+                        place, held = place + len(held), b""
                     continue
                 *whole, held = data.split(b"\n")
                 for line in whole:
@@ -88,6 +90,8 @@ def before(path: Path, end: int, keep: Keep = EVERYTHING, stop: Stop = never) ->
                 place -= size
                 # The first line of the block may begin in the block before.
                 cut = data.find(b"\n") + 1 if place else 0
+                if cut == len(data):
+                    cut = 0  # its end is no other line's beginning
                 if place and not cut and len(data) <= 2 * BLOCK:
                     held = data
                     continue

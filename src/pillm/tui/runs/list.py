@@ -49,6 +49,7 @@ class RunList(Widget):
         super().__init__(id=id)
         self.root = root
         self.runs: list[RunInfo] = []
+        self._looking = False
 
     def compose(self) -> ComposeResult:
         """One list."""
@@ -59,11 +60,20 @@ class RunList(Widget):
         self._look()
         self.set_interval(_EVERY_SECONDS, self._look)
 
-    @work(thread=True, exclusive=True, group="look")
     def _look(self) -> None:
-        found = runs(self.root)
-        if not get_current_worker().is_cancelled and found != self.runs:
-            self.post_message(self._Found(found))
+        # A slow disk must not gather one thread after the other.
+        if not self._looking:
+            self._looking = True
+            self._read()
+
+    @work(thread=True, group="look")
+    def _read(self) -> None:
+        try:
+            found = runs(self.root)
+            if not get_current_worker().is_cancelled and found != self.runs:
+                self.post_message(self._Found(found))
+        finally:
+            self._looking = False
 
     def on_run_list__found(self, message: _Found) -> None:
         """Show them; the cursor stays on its run."""

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from textual import events, work
+from textual import events
 from textual.binding import Binding, BindingType
 from textual.content import Content
 from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
-from textual.worker import get_current_worker
 
+from pillm.tui.runs.endless import End, endless
 from pillm.tui.runs.lines import Line
 from pillm.tui.runs.row import Row
 from pillm.tui.runs.scroller import Scroller, Shown
@@ -76,6 +76,7 @@ class Pane(Widget, can_focus=True):
         super().__init__(id=id)
         self.path, self._make = path, make
         self._rows: tuple[Row, ...] = ()
+        self._end: End | None = None
         self.marked = -1
         """The byte at which a line begins that is marked."""
         self.marked_number = 0
@@ -86,12 +87,12 @@ class Pane(Widget, can_focus=True):
 
     def on_mount(self) -> None:
         """Begin to read."""
-        self._work()
+        self._end = endless(self, self.scroller.work)
 
-    @work(thread=True, group="pane")
-    def _work(self) -> None:
-        worker = get_current_worker()
-        self.scroller.work(lambda: worker.is_cancelled)
+    def on_unmount(self) -> None:
+        """Read no more."""
+        if self._end:
+            self._end()
 
     def _tell(self, shown: Shown) -> None:
         # In the thread: what takes time is done here, and what is sent is only drawn.

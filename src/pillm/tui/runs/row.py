@@ -19,8 +19,8 @@ from pillm.core.events import (
     Progress,
     StageEnded,
     StageStarted,
-    decode,
 )
+from pillm.tui.runs import decoded
 from pillm.tui.runs.lines import Keep
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -43,8 +43,6 @@ class Where(msgspec.Struct):
     stage: str = ""
 
 
-where = msgspec.json.Decoder(Where).decode
-
 _NOT_FOR_PEOPLE = (b'"event":"progress"', b'"event":"metric"')
 """Shown as bars and curves; in the log they would bury the words."""
 
@@ -63,9 +61,8 @@ def row(line: bytes) -> Row:
     """A line of a journal or of any other log. Never fails: what is no event is text."""
     if not line.startswith(b"{"):
         return Row(_level_of_text(line), plain(line.decode("utf-8", "replace")))
-    try:
-        event, place = decode(line), where(line)
-    except msgspec.MsgspecError:
+    event, place = decoded.event(line), decoded.value(line, Where)
+    if event is None or place is None:
         return Row("info", plain(line.decode("utf-8", "replace")))
     level, text = _event(event)
     return Row(level, plain(text), place.at[11:19], place.stage)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import on, work
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container, Horizontal
 from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
-from textual.worker import get_current_worker
 
 from pillm.core.errors import PillmError
-from pillm.tui.runs import start
+from pillm.tui.runs import folder, start
 from pillm.tui.runs.chart import Chart
+from pillm.tui.runs.endless import End, endless
+from pillm.tui.runs.lines import Stop
 from pillm.tui.runs.log import RunLog
 from pillm.tui.runs.pane import Pane
 from pillm.tui.runs.picture import MARKS, WORDS, Picture
@@ -29,6 +31,17 @@ from pillm.tui.runs.viewer import FileViewer, file_of, words
 _LOOK_SECONDS, _IDLE_SECONDS = 0.25, 0.2
 _CURVES = 2
 _CURVES_SECONDS = 1.0
+
+
+def show(app: App[Any], run_dir: Path) -> None:
+    """Show a run: on the screen that it has already, if nothing but runs stands above that, else on a new one."""
+    for screen in reversed(app.screen_stack):
+        if not isinstance(screen, RunScreen):
+            break
+        if screen.run_dir.absolute() == run_dir.absolute():
+            screen.pop_until_active()
+            return
+    app.push_screen(RunScreen(run_dir))
 
 
 class RunScreen(Screen[None]):
@@ -93,7 +106,8 @@ class RunScreen(Screen[None]):
         self.picture: Picture | None = None
         self.lines_read = 0
         self._wanted = ""
-        self._asked_to_stop = False
+        self._asked_to_stop = self._asked_again = False
+        self._end: End | None = None
         self._drawn, self._waiting = 0.0, False
 
     def compose(self) -> ComposeResult:
@@ -119,14 +133,17 @@ class RunScreen(Screen[None]):
         self.query_one("#found", DataTable).add_columns("place", "severity", "what is wrong")
         self.query_one("#made", DataTable).add_columns("name", "size", "sha256", "file")
         self.query_one("#lines", Pane).focus()
-        self._read()
+        self._end = endless(self, self._read)
 
-    @work(thread=True, group="read")
-    def _read(self) -> None:
-        worker = get_current_worker()
+    def on_unmount(self) -> None:
+        """Read no more."""
+        if self._end:
+            self._end()
+
+    def _read(self, ended: Stop) -> None:
         reader = Reader(self.run_dir, self._now)
         looked, last = 0.0, None
-        while not worker.is_cancelled:
+        while not ended():
             more = reader.read()
             if time.monotonic() - looked >= _LOOK_SECONDS:
                 reader.shown = self._wanted
@@ -189,9 +206,8 @@ class RunScreen(Screen[None]):
         if len(found.findings) < table.row_count:
             table.clear()
         for item in found.findings[table.row_count :]:
-            table.add_row(
-                f"{item.file}:{item.line}" if item.line else item.file, item.severity, f"{item.code}: {item.message}"
-            )
+            place = f"{item.file}:{item.line}" if item.line else item.file
+            table.add_row(Text(place), Text(item.severity), Text(f"{item.code}: {item.message}"))
         count = f" ({found.findings_in_all:,})" if found.findings_in_all else ""
         self.query_one("#tabs", TabbedContent).get_tab("findings").label = f"Findings{count}"
 
@@ -200,7 +216,7 @@ class RunScreen(Screen[None]):
         table.clear()
         for item in found.artifacts:
             path = item.path.relative_to(self.run_dir) if item.path.is_relative_to(self.run_dir) else item.path
-            table.add_row(item.name, item.size, item.sha256, str(path))
+            table.add_row(Text(item.name), item.size, Text(item.sha256), Text(str(path)))
         count = f" ({len(found.artifacts)})" if found.artifacts else ""
         self.query_one("#tabs", TabbedContent).get_tab("artifacts").label = f"Artifacts{count}"
 
@@ -235,8 +251,14 @@ class RunScreen(Screen[None]):
         self._asked_to_stop = True
 
     def action_resume(self) -> None:
-        """Go on where it was."""
+        """Go on where it was. A single command that is done has nowhere to go on: it is asked for twice."""
         self._asked_to_stop = False
+        done = self.picture is not None and self.picture.state == "done"
+        if done and folder.is_single(self.run_dir) and not self._asked_again:
+            self._asked_again = True
+            self.notify("it is done; press r once more to run it afresh", markup=False)
+            return
+        self._asked_again = False
         self._resume()
 
     def action_search(self) -> None:

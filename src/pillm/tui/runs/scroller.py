@@ -41,6 +41,9 @@ class Scroller:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._goal: Goal | None = lambda window, stop, some: window.last(stop, some)
+        # What is shown of which file, and where: who asks for one of them leaves the others as they were asked for.
+        self._path: Path | None = None
+        self._keep: Keep | None = None
         self._moves = 0
         self._height = self._window.height
         self._awake = True
@@ -57,11 +60,10 @@ class Scroller:
         """To the line at a byte, with some lines above it."""
 
         def goal(window: Window, stop: Stop, some: Callable[[], None]) -> None:
-            window.keep = keep
             window.show(place, stop, some)
             window.move(-above, stop)
 
-        self._ask(goal)
+        self._ask(goal, keep=keep)
 
     def ask_line(self, number: int, above: int = 0) -> None:
         """To a line by its number, with some lines above it."""
@@ -77,21 +79,11 @@ class Scroller:
 
     def ask_keep(self, keep: Keep) -> None:
         """Only some lines; the last ones of them."""
-
-        def goal(window: Window, stop: Stop, some: Callable[[], None]) -> None:
-            window.following = True
-            window.want(keep, stop, some)
-
-        self._ask(goal)
+        self._ask(lambda window, stop, some: window.last(stop, some), keep=keep)
 
     def ask_file(self, path: Path) -> None:
         """Another file, its end."""
-
-        def goal(window: Window, stop: Stop, some: Callable[[], None]) -> None:
-            window.path = path
-            window.last(stop, some)
-
-        self._ask(goal)
+        self._ask(lambda window, stop, some: window.last(stop, some), path=path)
 
     def ask_move(self, by: int) -> None:
         """Some lines down, or up."""
@@ -125,8 +117,10 @@ class Scroller:
         with self._lock:
             goal, self._goal = self._goal, None
             moves, self._moves = self._moves, 0
+            window = self._window
+            window.path, self._path = self._path or window.path, None
+            window.keep, self._keep = self._keep or window.keep, None
             self._wake.clear()
-        window = self._window
 
         def stop() -> bool:
             return ended() or self._goal is not None
@@ -146,7 +140,8 @@ class Scroller:
         first = self._numbers.number(window.lines[0].start) if self._numbers and window.lines else None
         self._tell(Shown(tuple(window.lines), first or 0, window.share, window.following, searching))
 
-    def _ask(self, goal: Goal) -> None:
+    def _ask(self, goal: Goal, *, path: Path | None = None, keep: Keep | None = None) -> None:
         with self._lock:
             self._goal, self._moves = goal, 0
+            self._path, self._keep = path or self._path, keep or self._keep
         self._wake.set()

@@ -19,7 +19,7 @@ from pillm.core.errors import PillmError, UsageError, writing
 from pillm.pipeline import manifest
 from pillm.pipeline.pipeline_ops import PROGRAM, launcher, parse
 from pillm.tui.runs import folder
-from pillm.tui.runs.alive import worker
+from pillm.tui.runs.alive import held, holder, worker
 
 _RUN, _RUN_DIR, _FROM, _JSON = "run", "--run-dir", "--from", "--json"
 
@@ -30,8 +30,10 @@ def start(command: Command, *, name: str) -> Path:
     It lives in a session of its own and goes on when the terminal is closed. Raises UsageError (the line cannot be
     run, or a run is at work in its folder), ResourceError (the folder cannot be written).
     """
+    # Resumed from anywhere, it must mean the same files.
+    command = msgspec.structs.replace(command, cwd=str(Path(command.cwd or "").absolute()))
     if _is_run(command):
-        run_dir = _run_folder(command)
+        run_dir = _below_us(_run_folder(command))
         place = run_dir / folder.INSIDE
     else:
         run_dir = place = _fresh(name)
@@ -40,10 +42,17 @@ def start(command: Command, *, name: str) -> Path:
 
 
 def stop(run_dir: Path, *, hard: bool = False) -> bool:
-    """Ask a run to stop as Ctrl-C does (`hard`: as an end of the session does); False if nothing is at work there."""
-    own = worker(folder.own(run_dir) / folder.PID)
-    number = worker(run_dir / folder.LOCK) or own
+    """Ask a run to stop as Ctrl-C does (`hard`: as an end of the session does); False if nothing is at work there.
+
+    Raises UsageError if somebody is at work there, but it is not sure who.
+    """
+    number = holder(run_dir / folder.LOCK) or worker(folder.own(run_dir) / folder.PID)
     if number is None:
+        if held(run_dir / folder.LOCK):
+            raise UsageError(
+                f"{run_dir}: a run is at work here, but its number may be another process's, so nothing was stopped",
+                "stop it where it was started",
+            )
         return False
     sign = signal.SIGTERM if hard else signal.SIGINT
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -63,7 +72,9 @@ def resume(run_dir: Path) -> Path:
     command = folder.command(run_dir)
     if command is None:
         command = _from_manifest(run_dir)
-    elif _is_run(command):
+    elif command.cwd and not Path(command.cwd).is_dir():
+        raise UsageError(f"{command.cwd}: the folder it was started in is gone", "start it again from another")
+    if _is_run(command):
         command = msgspec.structs.replace(command, argv=tuple(_without_from(command.argv)))
     _launch(command, run_dir, folder.own(run_dir))
     return run_dir
@@ -71,7 +82,7 @@ def resume(run_dir: Path) -> Path:
 
 def at_work(run_dir: Path) -> bool:
     """Whether a process works in this folder, whoever started it."""
-    return any(worker(path) for path in (run_dir / folder.LOCK, folder.own(run_dir) / folder.PID))
+    return held(run_dir / folder.LOCK) or worker(folder.own(run_dir) / folder.PID) is not None
 
 
 def _launch(command: Command, run_dir: Path, place: Path) -> None:
@@ -127,6 +138,12 @@ def _run_folder(command: Command) -> Path:
     from pillm.pipeline.profile import load
 
     return base / folder.RUNS / load(profiles.find(words[0])).name
+
+
+def _below_us(path: Path) -> Path:
+    """A folder as people call it: relative to where we are, if it is below."""
+    here = Path().absolute()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _without_from(argv: Iterable[str]) -> Iterator[str]:

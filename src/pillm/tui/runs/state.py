@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from pillm.core.artifacts import Artifact
 from pillm.core.events import (
     Failed,
@@ -19,11 +17,11 @@ from pillm.core.events import (
     Progress,
     StageEnded,
     StageStarted,
-    decode,
 )
 from pillm.core.findings import Finding
+from pillm.tui.runs import decoded
 from pillm.tui.runs.curve import Curve
-from pillm.tui.runs.row import where
+from pillm.tui.runs.row import Where
 
 MOST_FINDINGS = 1000
 _MOST_NAMES = 64
@@ -94,10 +92,8 @@ def add(view: RunView, lines: Iterable[bytes]) -> None:
             continue
         if not line.startswith(b"{"):
             continue
-        try:
-            event = decode(line)
-            place = where(line)
-        except msgspec.MsgspecError:
+        event, place = decoded.event(line), decoded.value(line, Where)
+        if event is None or place is None:
             continue
         if place.at:
             view.began = view.began or place.at
@@ -155,10 +151,7 @@ def _found(view: RunView, finding: Finding) -> None:
 def finding_of(line: str) -> Finding | None:
     """The finding in a line that a command printed as a result: as JSON, or `FILE:LINE:BYTE PATH CODE WORDS; HINT`."""
     if line.startswith("{"):
-        try:
-            return msgspec.json.decode(line, type=Finding)
-        except msgspec.MsgspecError:
-            return None
+        return decoded.value(line, Finding)
     if not (parts := _PLACED.match(line)):
         return None
     from pillm.data.validation.codes import CODES

@@ -19,7 +19,7 @@ from pillm.core.command import Command
 from pillm.core.errors import EXIT_INTERRUPTED, PillmError
 from pillm.core.events import Failed, encode
 from pillm.core.process import child
-from pillm.tui.runs import folder
+from pillm.tui.runs import alive, folder
 
 
 def watch(place: Path) -> int:
@@ -55,7 +55,7 @@ def main() -> int:
     place = Path(sys.argv[1])
     # Whoever started us waits for the parent alone, and finds the number when it has ended.
     if number := os.fork():
-        write_atomic(place / folder.PID, f"{number}\n")
+        write_atomic(place / folder.PID, alive.mark(number))
         return 0
     code = watch(place)
     write_atomic(place / folder.ENDED, f"{code}\n")
