@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pillm.cli.screen import amount, duration, share
+from pillm.core.amounts import amount, duration, share
 
 
 @pytest.mark.parametrize(
