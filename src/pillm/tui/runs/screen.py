@@ -105,7 +105,7 @@ class RunScreen(Screen[None]):
         self.run_dir, self._now = run_dir, now
         self.picture: Picture | None = None
         self.lines_read = 0
-        self._wanted = ""
+        self._wanted, self._anew = "", False
         self._asked_to_stop = self._asked_again = False
         self._end: End | None = None
         self._drawn, self._waiting = 0.0, False
@@ -149,8 +149,9 @@ class RunScreen(Screen[None]):
                 reader.shown = self._wanted
                 found = reader.look()
                 looked = time.monotonic()
-                if found != last:
-                    last = found
+                # Two quick keys can choose a stage and let it go between two looks: the cursor is drawn anew all the same.
+                if found != last or self._anew:
+                    last, self._anew = found, False
                     self.post_message(self.Looked(found))
             self.lines_read = reader.view.lines
             if not more:
@@ -280,7 +281,7 @@ class RunScreen(Screen[None]):
 
     def action_follow(self) -> None:
         """The end of the log, and the stage at work."""
-        self._wanted = ""
+        self._wanted, self._anew = "", True
         self.query_one("#lines", Pane).action_last()
 
     @work(thread=True, group="ask")
