@@ -130,6 +130,8 @@ class Scroller:
             window.resize(self._height, stop)
         if goal:
             goal(window, stop, lambda: self._show(True))
+            # Keys that came after what was asked for, before this thread woke: they move from there.
+            window.move(moves, stop)
             return True
         if moves:
             return window.move(moves, stop) or changed
