@@ -12,6 +12,7 @@ import pytest
 
 from pillm.core.errors import UsageError
 from pillm.core.events import silent
+from pillm.core.locks import locked
 from pillm.logit_cache import Cache, Manifest, check, open_cache, shards, verify, writer
 from pillm.logit_cache.rows import (
     Rows,
@@ -255,10 +256,10 @@ def test_a_finished_cache_of_another_run_is_refused_and_stays_as_it_is(folder: P
 
 
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
-    second = writer.locked(tmp_path / "lock")
-    with writer.locked(tmp_path / "lock"), pytest.raises(UsageError, match="another run"):
+    second = locked(tmp_path / "lock")
+    with locked(tmp_path / "lock"), pytest.raises(UsageError, match="another run"):
         second.__enter__()
-    with writer.locked(tmp_path / "lock"):
+    with locked(tmp_path / "lock"):
         pass
 
 

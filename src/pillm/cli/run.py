@@ -17,8 +17,6 @@ from pillm.models.redact import redact
 from pillm.pipeline import engine, profiles
 from pillm.pipeline.profile import Plan, load
 
-_RUNS = Path("runs")
-
 
 def run(screen: Screen) -> Callable[..., None]:
     """The command `pillm run`."""
@@ -41,7 +39,7 @@ def run(screen: Screen) -> Callable[..., None]:
     ) -> None:
         screen.json, screen.verbose = json, verbose
         plan = load(profiles.find(profile), set_)
-        folder = run_dir or _RUNS / plan.name
+        folder = run_dir or engine.RUNS / plan.name
         if dry_run:
             _show(plan, folder, start, until, screen)
             return
@@ -94,12 +92,11 @@ def _tell(outcome: engine.Outcome, screen: Screen) -> None:
 
 def _show(plan: Plan, folder: Path, start: str | None, until: str | None, screen: Screen) -> None:
     rows: list[dict[str, Any]] = []
-    words = {"cached": "unchanged, would be skipped", "resume": "would go on", "skip": "not asked for"}
     for item in engine.preview(plan, folder, start=start, until=until):
         command = redact(str(item.command))
         rows.append({"stage": item.id, "action": item.action, "command": command})
         if not screen.json:
-            screen.result(f"# {item.id}: {words.get(item.action, 'would run')}")
+            screen.result(f"# {item.id}: {engine.WORDS[item.action]}")
             screen.result(command)
     if screen.json:
         import msgspec

@@ -10,13 +10,10 @@ import msgspec
 from pillm.core.artifacts import clear_partials, sha256_file, write_atomic
 from pillm.core.errors import UsageError, writing
 from pillm.core.events import Emit, Log
-from pillm.core.locks import locked
 from pillm.logit_cache import manifest as manifests
 from pillm.logit_cache import shards
 from pillm.logit_cache.manifest import Manifest, Shard
 from pillm.logit_cache.reader import REMEDY
-
-__all__ = ["finish", "headers", "locked", "prepare"]
 
 
 def prepare(folder: Path, run: str, count: int, emit: Emit) -> set[int]:

@@ -42,6 +42,11 @@ REPORT = "report.html"
 _LITTLE_SPACE = 5 * 2**30
 
 Action = Literal["cached", "resume", "run", "skip"]
+RUNS = Path("runs")
+"""Where runs are kept, unless they are told otherwise."""
+WORDS: dict[Action, str] = {
+    "cached": "unchanged, would be skipped", "resume": "would go on", "run": "would run", "skip": "not asked for",
+}  # fmt: skip
 
 
 class Outcome(msgspec.Struct, frozen=True):

@@ -42,10 +42,7 @@ class Preset(msgspec.Struct, frozen=True):
     tested: tuple[Tested, ...] = ()
 
 
-_BASE = (
-    "lower perplexity than FP4 (Dettmers et al. 2023, arXiv 2305.14314, table 2); on SmolLM2-135M the divergence from "
-    "16 bits is half of FP4's (docs/training.md)"
-)
+_BASE = "lower perplexity than FP4 (Dettmers et al. 2023, arXiv 2305.14314, table 2)"
 _DOUBLE = "0.127 instead of 0.5 bits a weight for scales (Dettmers et al. 2023, section 3)"
 _ALPHA = "with alpha fixed at 32 the best learning rate hardly depends on the rank (Schulman et al. 2025, LoRA Without Regret)"
 _RANK = "quality does not depend on the rank once every linear layer has adapters (Dettmers et al. 2023, figure 4)"

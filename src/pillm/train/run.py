@@ -131,7 +131,7 @@ def _trained(options: TrainOptions, choice: lessons.Choice, records: list[Record
     report = TrainReport(
         student=options.student,
         method=settings.method,
-        chat_template=_template_name(options, template, tokenizer),
+        chat_template=student.template_name(options.chat_template, template, tokenizer, "the student's own"),
         records=len(training),
         validation_records=len(validation),
         dropped_records=len(encoded) - len(kept),
@@ -264,12 +264,6 @@ def _distillation(options: TrainOptions, taught: lessons.Lessons, log: list[Step
 def _unpacked(item: Any) -> int:
     beginning = item.segment.count(0)
     return len(item.ids) - beginning + beginning * max(1, max(item.segment))
-
-
-def _template_name(options: TrainOptions, template: ChatTemplate, tokenizer: Any) -> str:
-    if options.chat_template != "auto":
-        return options.chat_template
-    return "the student's own" if template.source == tokenizer.chat_template else "chatml-tools"
 
 
 def _publish(

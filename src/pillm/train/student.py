@@ -103,6 +103,13 @@ def _peft() -> Any:
     return peft
 
 
+def template_name(choice: str, template: ChatTemplate, tokenizer: PreTrainedTokenizerBase, own: str) -> str:
+    """What a report says of the template: the choice, or what `auto` meant, `own` being the model's."""
+    if choice != "auto":
+        return choice
+    return own if template.source == tokenizer.chat_template else TOOLS_TEMPLATE
+
+
 def with_adapters(path: Path, model: Any, settings: Settings) -> Any:
     """The model with trainable adapters on every linear layer but the head, its own weights frozen, in 4 bits if so.
 

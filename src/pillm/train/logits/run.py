@@ -14,6 +14,7 @@ from pillm.core import jsonl
 from pillm.core.artifacts import artifact_of, clear_partials, sha256_file, write_atomic
 from pillm.core.errors import GateError, MissingError, UsageError, writing
 from pillm.core.events import Emit, Log, Made, Metric, Progress
+from pillm.core.locks import locked
 from pillm.core.records import Record
 from pillm.core.shipped import data_path
 from pillm.core.stage import Result
@@ -72,7 +73,7 @@ def run(options: LogitsOptions, emit: Emit) -> Result:
     records = _answered(jsonl.read(file), str(options.data), emit)
     with writing(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    with writer.locked(options.out / LOCK):
+    with locked(options.out / LOCK):
         clear_partials(options.out)
         source = _source(options, emit)
         template = student.chat_template(options.chat_template, source.tokenizer, any(r.tools for r in records))
@@ -92,7 +93,7 @@ def run(options: LogitsOptions, emit: Emit) -> Result:
         folder = options.out / "cache"
         _fill(folder, manifest, source, work, emit)
         manifest = writer.finish(folder, manifest)
-        name = _template_name(options, template, source.tokenizer)
+        name = student.template_name(options.chat_template, template, source.tokenizer, "the teacher's own")
         report = _report(options, folder, manifest, source, work, name, len(kept), len(records) - len(kept))
         outputs = {"cache": folder, "report": options.out / "logits.json"}
         with writing(options.out):
@@ -222,12 +223,6 @@ def _tell(done: int, total: int, made: int, seconds: float, emit: Emit) -> None:
     if made and seconds > 1:
         emit(Metric("tokens_per_second", round(made / seconds, 1), done, "tokens/s"))
         emit(Metric("remaining", round((total - done) * seconds / made), done, "s"))
-
-
-def _template_name(options: LogitsOptions, template: ChatTemplate, tokenizer: Any) -> str:
-    if options.chat_template != "auto":
-        return options.chat_template
-    return "the teacher's own" if template.source == tokenizer.chat_template else "chatml-tools"
 
 
 def _report(

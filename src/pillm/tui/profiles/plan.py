@@ -16,16 +16,14 @@ from pillm.core.findings import Finding
 from pillm.core.options import InputFile, ModelReference, marks
 from pillm.core.yaml_lines import Document
 from pillm.pipeline import engine, profile, profiles
+from pillm.pipeline.engine import RUNS
 from pillm.pipeline.stages import STAGES, Stage
 from pillm.tui.forms.values import from_yaml
 from pillm.tui.profiles.edit import put, renamed
 from pillm.tui.profiles.graph import rails
-from pillm.tui.runs.folder import RUNS
 
 SIGNS: dict[str, str] = {"cached": "✓", "resume": "…", "run": "▶", "skip": "-", "": "?"}
-WORDS: dict[str, str] = {
-    "cached": "unchanged, would be skipped", "resume": "would go on", "run": "would run", "skip": "not asked for", "": "",
-}  # fmt: skip
+WORDS: dict[str, str] = {**engine.WORDS, "": ""}
 
 
 class StepLine(msgspec.Struct, frozen=True):

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pillm.core.command import Command
 from pillm.pipeline import journal, manifest
+from pillm.pipeline.engine import RUNS
 from pillm.tui.runs import decoded
 
-RUNS = Path("runs")
 SINGLE = RUNS / "ui"
 INSIDE = ".ui"
 COMMAND, ASKED, PID, EVENTS, LOG, ENDED = "command.json", "asked.json", "pid", "events.jsonl", "log.txt", "ended"
