@@ -3,6 +3,7 @@
     python benchmarks/labelling.py in-process [--prompts 300] [--blocks 10] [--size 0] [--float32]
     python benchmarks/labelling.py server [--prompts 300] [--blocks 10] [--slots 16] [--threads 2]
                                           [--type Q8_0] [--cache-prompt] [--unified]
+                                          [--in-flight 0] [--flash-attention auto]
 
 The prompts are those of the shipped dialogues (system message, tools, one question), the teacher is SmolLM2-135M
 with the template that shows tools. Prompts are dealt into blocks; each block is answered one at a time and in
@@ -47,10 +48,12 @@ def main() -> None:
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--plain", action="store_true", help="in process: also transformers' generate, one at a time")
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--in-flight", type=int, default=0, help="server: requests at once; 0: one a slot")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--type", default="", help="server: quantize the teacher to this type first")
     parser.add_argument("--cache-prompt", action="store_true")
     parser.add_argument("--unified", action="store_true")
+    parser.add_argument("--flash-attention", choices=("on", "off", "auto"), default="auto")
     given = parser.parse_args()
     print(f"{cpu_name()}, {given.prompts} prompts, {given.max_tokens} tokens at most")
     prompts = asks(given.prompts, given.max_tokens)
@@ -109,8 +112,11 @@ def server(given: argparse.Namespace) -> Iterator[dict[str, Backend]]:
         if given.type:
             model = requantized(tools, model, given.type, Path(folder))
         extra = ["--kv-unified", "--ctx-size", str(1024 * given.slots)] if given.unified else []
-        print(f"llama-server: {given.slots} slots, {given.threads} threads, {given.type or 'as shipped (Q4_1)'}, "
-              f"cache_prompt {given.cache_prompt}, unified {given.unified}")  # fmt: skip
+        extra += ["--flash-attn", given.flash_attention]
+        at_once = given.in_flight or given.slots
+        print(f"llama-server: {given.slots} slots, {at_once} requests at once, {given.threads} threads, "
+              f"{given.type or 'as shipped (Q4_1)'}, cache_prompt {given.cache_prompt}, unified {given.unified}, "
+              f"flash attention {given.flash_attention}")  # fmt: skip
         with serve(
             tools, model, context=1024, parallel=given.slots, threads=given.threads, chat_template=template, extra=extra
         ) as running:
@@ -128,7 +134,7 @@ def server(given: argparse.Namespace) -> Iterator[dict[str, Backend]]:
                 )
                 return backend(endpoint, "m", Counts(), silent)
 
-            yield {"one": asker(1), "many": asker(given.slots)}
+            yield {"one": asker(1), "many": asker(at_once)}
 
 
 def requantized(tools: object, model: Path, kind: str, folder: Path) -> Path:

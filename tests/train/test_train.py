@@ -77,6 +77,10 @@ def test_equal_runs_give_equal_files_and_packing_gives_the_same_model(run, tiny_
 
 
 def test_kill_9_in_training_goes_on_to_the_same_files(run, tiny_student, dialogues_file, tmp_path):
+    import torch
+
+    # In this process somebody has set the number of threads, in the killed ones nobody.
+    torch.set_num_threads(torch.get_num_threads())
     whole = run(_options(tiny_student, dialogues_file, tmp_path / "whole", epochs=6, lora_dropout=0.1), silent)
     options = _options(
         tiny_student, dialogues_file, tmp_path / "killed", epochs=6, lora_dropout=0.1, checkpoint_every=0

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ import stamina.instrumentation
 
 from pillm.core.errors import NetworkError, UsageError
 from pillm.core.events import Emit, Log
+from pillm.core.records import plain
 from pillm.models.openai_server import LONGEST_WAIT, Garbled, body_of, clean, pause
 from pillm.teach import wire
 from pillm.teach.ask import Ask, Backend, Deliver, Reason, Reply
@@ -147,16 +149,30 @@ def _client(endpoint: Endpoint) -> httpx.AsyncClient:
 
 
 async def _answer(line: _Line, model: str, asks: Sequence[Ask], deliver: Deliver) -> None:
-    todo = iter(asks)
-    async with _client(line.endpoint) as line.client:
+    lanes = _lanes(asks, line.endpoint.concurrency)
 
-        async def work() -> None:
-            for ask in todo:
-                deliver([(ask, await _ask(line, model, ask))])
+    async def work(lane: deque[Ask]) -> None:
+        while lane:
+            ask = lane.popleft()
+            deliver([(ask, await _ask(line, model, ask))])
+            if not lane and (longest := max(lanes, key=len)):
+                lane.append(longest.pop())
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(line.endpoint.concurrency, len(asks))):
-                group.create_task(work())
+    async with _client(line.endpoint) as line.client, asyncio.TaskGroup() as group:
+        for lane in lanes:
+            group.create_task(work(lane))
+
+
+def _lanes(asks: Sequence[Ask], count: int) -> list[deque[Ask]]:
+    """One queue for each request in flight, neighbours in it with as much of their beginning in common as can be.
+
+    A server with a cache for each of its slots gives a free slot to the request that comes next. With every slot
+    busy that is the one whose answer is just done, so a lane keeps to its slot, and what the prompts share (often
+    the system message and the tools, and that is most of a prompt) is read once a lane.
+    """
+    ordered = sorted(asks, key=lambda ask: msgspec.json.encode((plain(ask.record.tools), wire.messages(ask.record))))
+    count = min(count, len(ordered))
+    return [deque(ordered[len(ordered) * k // count : len(ordered) * (k + 1) // count]) for k in range(count)]
 
 
 async def _ask(line: _Line, model: str, ask: Ask) -> Reply:

@@ -26,7 +26,7 @@ from pillm.core.options import NoEffect, marks
 from pillm.core.records import Record
 from pillm.core.shipped import data_path
 from pillm.core.stage import Result
-from pillm.models import refs
+from pillm.models import refs, threads
 from pillm.models.chat import ChatTemplate
 from pillm.train.options import TrainOptions
 from pillm.train.presets import applied
@@ -74,6 +74,7 @@ def _trained(options: TrainOptions, choice: lessons.Choice, records: list[Record
         clear_partials(options.out)
         clear_partials(options.out / loop.CHECKPOINT)
     path = refs.resolve(options.student, emit)
+    threads.fix()
 
     emit(Progress("loading the student", 0, 1, "models"))
     model, tokenizer, came_in = student.load(path, torch.float32)

@@ -23,7 +23,7 @@ from pillm.logit_cache import shards as files
 from pillm.logit_cache import writer
 from pillm.logit_cache.manifest import Manifest
 from pillm.logit_cache.rows import Rows
-from pillm.models import refs
+from pillm.models import refs, threads
 from pillm.models.chat import ChatTemplate
 from pillm.train.logits.options import LogitsOptions
 from pillm.train.logits.report import LogitsReport
@@ -124,6 +124,7 @@ def _source(options: LogitsOptions, emit: Emit) -> Source:
             "--tokenizer is for a teacher behind a server", "leave it out: a model's own tokenizer is used"
         )
     path = refs.resolve(options.teacher, emit)
+    threads.fix()
     # The rule of pillm train; all else in these options has no effect on it.
     given = {"data": options.data, "student": options.teacher, "dtype": options.dtype, "device": options.device}
     rule = TrainOptions.model_validate(given | {"gradient_checkpointing": "off"})
