@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -110,6 +111,7 @@ def caches(out: Path, teacher: Path) -> dict[str, Path]:
             # The comparison must not be won by bytes.
             if per_token(made["top-k"]) >= per_token(made["cached"]):
                 break
+            shutil.rmtree(made["top-k"])
             top += 1
     for name, path in made.items():
         print(f"cache {name}: {per_token(path):.1f} bytes a learned token")

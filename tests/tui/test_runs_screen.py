@@ -28,7 +28,8 @@ from pillm.tui.runs.pane import Pane
 from pillm.tui.runs.screen import RunScreen, show
 from pillm.tui.runs.stages import Stages
 from pillm.tui.runs.stages import line as stage_line
-from pillm.tui.runs.viewer import FileViewer, LineViewer
+from pillm.tui.runs.viewer import FileViewer
+from pillm.tui.text_modal import TextModal
 
 
 def later() -> datetime.datetime:
@@ -112,7 +113,7 @@ async def test_the_log_is_searched_filtered_and_read_in_context(tmp_path: Path) 
         await until(lambda: len(words(screen)) > 5)
         assert not screen.query_one("#search", Input).display
         await pilot.press("enter")
-        await until(lambda: isinstance(app.screen, LineViewer))
+        await until(lambda: isinstance(app.screen, TextModal))
         await pilot.press("escape")
         assert isinstance(app.screen, RunScreen)
 
@@ -276,7 +277,7 @@ async def test_a_run_that_is_open_is_not_opened_again(tmp_path: Path) -> None:
         show(app, screen.run_dir)
         await until(lambda: app.screen is screen)
         # What stands above it and may hold something unsaved stays.
-        await app.push_screen(LineViewer("a", "b"))
+        await app.push_screen(TextModal("a", "b"))
         show(app, screen.run_dir)
         await until(lambda: isinstance(app.screen, RunScreen) and app.screen is not screen)
         await ready(app)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import email.utils
+import time
 
 import httpx
 
 from pillm.core.errors import UsageError
+from pillm.core.events import Emit, Log
 
 LONGEST_WAIT = 300.0
 """Seconds; a server that asks for a longer pause ends the run instead."""
@@ -16,8 +19,48 @@ LARGEST_BODY = 2**24
 """Bytes; no answer is as long, so a server that does not come to an end is not read into memory."""
 
 
+BUSY = {408, 409, 425, 429}
+"""Statuses that say "later", besides those from 500 on (RFC 9110; 425: RFC 8470; 429: RFC 6585)."""
+
+
 class Garbled(Exception):
     """A body that is not what was asked for."""
+
+
+class Refused(Exception):
+    """An HTTP status that is no success; `wait` is how many seconds the server asks to be left alone."""
+
+    def __init__(self, message: str, status: int, wait: float | None) -> None:
+        super().__init__(message)
+        self.status, self.wait = status, wait
+
+
+class Patience:
+    """When a server may be asked, known to all requests in flight: one that is told to wait makes all wait."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._not_before = 0.0
+
+    async def turn(self) -> None:
+        """Wait until the server wants to be asked."""
+        while (wait := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+
+    def again(self, error: Exception) -> bool | float:
+        """Whether to try again after an error, as stamina asks; a number is how many seconds the server asks for."""
+        if not isinstance(error, Refused):
+            return isinstance(error, Garbled | TimeoutError | httpx.TransportError)
+        # 501: the server never will.
+        if error.status not in BUSY and (error.status < 500 or error.status == 501):
+            return False
+        if error.wait is None:
+            return True
+        if error.wait > LONGEST_WAIT:
+            return False
+        self._not_before = max(self._not_before, time.monotonic() + error.wait)
+        self._emit(Log(f"the server is busy ({error.status}) and asks for {error.wait:.0f} s", "info"))
+        return error.wait
 
 
 def check_url(url: str) -> str:

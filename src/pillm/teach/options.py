@@ -66,6 +66,10 @@ class LabelOptions(StageOptions):
     concurrency: Annotated[int, NoEffect()] = Field(
         4, ge=1, le=256, description="Requests in flight to a server", json_schema_extra=unit("requests")
     )
+    prompt_cache: bool = Field(
+        True,
+        description="Let a llama-server of our own keep what prompts share: about twice as fast, but one answer in a hundred may then hang on what was asked before",
+    )
     attempts: int = Field(3, ge=1, le=20, description="Tries for an answer that is rejected or a request that fails")
     timeout: Annotated[float, NoEffect()] = Field(
         120.0, gt=0, description="Longest wait for one answer", json_schema_extra=unit("s")

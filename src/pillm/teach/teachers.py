@@ -93,6 +93,8 @@ def choose(options: LabelOptions, emit: Emit) -> Teacher:
         template = _sha256(source)
     if options.backend == "llama-server" or (options.backend == "auto" and is_gguf):
         settings["context"] = options.context
+        if not options.prompt_cache:
+            settings["prompt_cache"] = False
         return Teacher(identity, "llama-server", settings, lambda emit: _own_server(options, path, emit), template)
     return Teacher(identity, "transformers", settings, lambda emit: _in_process(options, path, emit), template)
 
@@ -142,7 +144,7 @@ def _own_server(options: LabelOptions, path: Path, emit: Emit) -> Iterator[Hired
             options.timeout,
             options.attempts,
             parallel,
-            {"cache_prompt": False},
+            {"cache_prompt": options.prompt_cache},
             own=True,
         )
         counts = Counts()

@@ -96,14 +96,17 @@ class Spot(msgspec.Struct, frozen=True, kw_only=True):
 def series(rows: Iterable[Summary]) -> list[Series]:
     """All series, those with the latest run first. Rows come in the order of time."""
     found: dict[Key, list[Point]] = defaultdict(list)
+    builds: dict[str, str] = {}
     for row in rows:
+        # One text for all runs of a build: each row comes with one of its own.
+        build = builds.setdefault(row.build, row.build)
         for what in WHATS:
             tps, threads = (
                 (row.decode_tps, row.decode_threads) if what == "decode" else (row.prefill_tps, row.prefill_threads)
             )
             if tps and math.isfinite(tps):
                 key = Key(row.board, row.ram_bytes, row.model_name, row.quant, threads or 0, what)
-                found[key].append(Point(row.started, tps, row.build, row.valid))
+                found[key].append(Point(row.started, tps, build, row.valid))
     ordered = sorted(found.items(), key=lambda item: item[0].what)
     ordered.sort(key=lambda item: item[1][-1].started, reverse=True)
     return [Series(key, tuple(points)) for key, points in ordered]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from pillm.core.errors import NetworkError, UsageError
 from pillm.core.events import Emit, Log
 from pillm.logit_cache.rows import SMALLEST, Rows
 from pillm.models import refs
-from pillm.models.openai_server import LONGEST_WAIT, Garbled, body_of, check_key, check_url, clean, pause
+from pillm.models.openai_server import Garbled, Patience, Refused, body_of, check_key, check_url, clean, pause
 from pillm.train.dialogues import Encoded, Pack
 from pillm.train.logits import plan as plans
 from pillm.train.logits.options import LogitsOptions
@@ -32,7 +31,6 @@ from pillm.train.logits.run import Source
 from pillm.train.logits.sampling import joined
 
 KEPT = "finished shards are kept; run the same command again"
-_BUSY = {408, 425, 429}
 
 
 class _Top(msgspec.Struct):
@@ -79,25 +77,16 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-class _Refused(Exception):
-    """An HTTP status that is no success."""
-
-    def __init__(self, status: int, text: str, wait: float | None) -> None:
-        asks = f", and asks for {wait:.0f} s of pause" if wait else ""
-        super().__init__(f"the server says {status}{asks}" + (f": {text}" if text else ""))
-        self.status, self.wait = status, wait
-
-
 class _Line(msgspec.Struct):
-    """Where requests go, and from when on (`not_before`, of the monotonic clock)."""
+    """Where requests go, and from when on."""
 
     url: str
     key: str
     options: LogitsOptions
     vocabulary_size: int
     emit: Emit
+    patience: Patience
     slots: int = 1
-    not_before: float = 0.0
 
 
 def source(options: LogitsOptions, emit: Emit) -> Source:
@@ -116,7 +105,7 @@ def source(options: LogitsOptions, emit: Emit) -> Source:
     key = check_key(os.environ.get(options.api_key_env, ""), options.api_key_env)
     tokenizer = _tokenizer(options.tokenizer, emit)
     size = max(tokenizer.get_vocab().values()) + 1
-    line = _Line(url, key, options, size, emit)
+    line = _Line(url, key, options, size, emit, Patience(emit))
     props, models = _run(_about(line))
     line.slots = max(1, props.total_slots)
     emit(Log(f"{url}: the server gives only the {options.top} likeliest tokens, so this cache is biased", "warning"))
@@ -258,7 +247,7 @@ async def _ask(
     where = line.url + path
     try:
         async for attempt in stamina.retry_context(
-            on=lambda error: _again(line, error),
+            on=line.patience.again,
             attempts=line.options.attempts,
             timeout=None,
             wait_initial=0.3,
@@ -271,7 +260,7 @@ async def _ask(
                     return read(data)
                 except (ValueError, ArithmeticError, RecursionError) as error:
                     raise Garbled(f"not the answer of a llama-server: {error}") from None
-    except _Refused as error:
+    except Refused as error:
         hint = f"put the server's key into ${line.options.api_key_env}" if error.status in (401, 403) else KEPT
         if error.status == 404:
             hint = "is this a llama-server? other servers do not tell distributions of given tokens"
@@ -296,27 +285,13 @@ async def _ask(
 
 
 async def _once(line: _Line, client: httpx.AsyncClient, method: str, where: str, body: dict[str, Any] | None) -> bytes:
-    # A server that asked one request to wait is not asked by the others meanwhile.
-    while (wait := line.not_before - time.monotonic()) > 0:
-        await asyncio.sleep(wait)
+    await line.patience.turn()
     async with asyncio.timeout(line.options.timeout), client.stream(method, where, json=body) as response:
         data = await body_of(response)
     if not response.is_success:
         text = " ".join(data.decode("utf-8", "replace").split())[:200]
-        raise _Refused(response.status_code, text, pause(response))
+        wait = pause(response)
+        asks = f", and asks for {wait:.0f} s of pause" if wait else ""
+        said = f"the server says {response.status_code}{asks}" + (f": {text}" if text else "")
+        raise Refused(said, response.status_code, wait)
     return data
-
-
-def _again(line: _Line, error: Exception) -> bool | float:
-    """Whether to try again; a number is how many seconds the server asks us to wait."""
-    if isinstance(error, _Refused):
-        if error.status not in _BUSY and error.status < 500:
-            return False
-        if error.wait is None:
-            return True
-        if error.wait > LONGEST_WAIT:
-            return False
-        line.not_before = max(line.not_before, time.monotonic() + error.wait)
-        line.emit(Log(f"the server is busy ({error.status}) and asks for {error.wait:.0f} s", "info"))
-        return error.wait
-    return isinstance(error, Garbled | TimeoutError | httpx.TransportError)

@@ -79,7 +79,7 @@ def forward_sparse(ids: torch.Tensor, weights: torch.Tensor, entropy: torch.Tens
 
 def by_rank(teacher: TeacherLogits, pairs: torch.Tensor, temperature: float) -> Divergence:
     """Universal Logit Distillation: sum_i |p_(i) - q_(i)| over probabilities sorted downwards, the shorter of the two
-    filled up with zeros (Boizard et al. 2024, arXiv 2402.12030, equation 5).
+    filled up with zeros (Boizard et al. 2024, arXiv 2402.12030).
 
     `pairs` [T] is for each of the student's learned tokens the row of the teacher's prediction at the same place
     of the text, or -1 where the teacher has none; such tokens count nothing.

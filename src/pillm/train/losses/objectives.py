@@ -52,8 +52,8 @@ def sparse(
     """`share` of the forward KL from sparse targets at temperature 1, and the rest cross-entropy: one softmax for both.
 
     `ids` and `weights` [T, W] stand for the teacher's distribution: with p̂ a row of weights, the loss is
-    -sum p̂ log q, whose gradient is (sum p̂) q - p̂ (equation 3 of Sparse Logit Sampling, arXiv 2503.16870, for
-    p̂ that sums to 1). `entropy` [T] is what is subtracted (see losses.cached).
+    -sum p̂ log q, whose gradient is (sum p̂) q - p̂ (for p̂ that sums to 1: Sparse Logit Sampling, arXiv
+    2503.16870). `entropy` [T] is what is subtracted (see losses.cached).
     """
 
     def objective(logits: torch.Tensor, rows: slice, gradient: bool) -> torch.Tensor:

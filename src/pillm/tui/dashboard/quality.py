@@ -49,7 +49,7 @@ class QualityTab(Vertical):
     DEFAULT_CSS = """
     QualityTab Select { width: 40; }
     QualityTab QualityChart { height: 1fr; min-height: 6; }
-    QualityTab DataTable { height: 1fr; }
+    QualityTab DataTable { height: auto; max-height: 50%; }
     QualityTab .none { display: none; color: $text-muted; height: 1fr; }
     QualityTab.-empty .none { display: block; }
     QualityTab.-empty QualityChart, QualityTab.-empty DataTable, QualityTab.-empty Select { display: none; }

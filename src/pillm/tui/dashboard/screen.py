@@ -124,7 +124,8 @@ class DashboardScreen(Screen[None]):
             return
         before, self.speeds = self.speeds, message.speeds
         found = self.speeds
-        words = f"{found.runs:,} runs" + (f", {found.invalid:,} do not count ×" if found.invalid else "")
+        words = f"{found.runs:,} run{'s' if found.runs > 1 else ''}"
+        words += f", {found.invalid:,} do not count ×" if found.invalid else ""
         if not found.runs:
             words = "no run was measured yet: pillm bench MODEL"
         self.query_one("#head", Static).update(f"{words}  ·  {found.path.name}")

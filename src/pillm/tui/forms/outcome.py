@@ -84,34 +84,6 @@ def save(path: Path, stage: Stage, options: Options, values: Mapping[str, Any], 
     return words
 
 
-class TextModal(ModalScreen[None]):
-    """Text to read."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,q", "app.pop_screen", "Back"), ("c", "copy", "Copy")]
-    DEFAULT_CSS = """
-    TextModal { align: center middle; }
-    TextModal > Vertical { width: 95%; height: 80%; background: $surface; padding: 0 1; }
-    TextModal Label { text-style: bold; }
-    """
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title, self._text = title, text
-
-    def compose(self) -> ComposeResult:
-        """A title and the text."""
-        with Vertical():
-            yield Label(self._title, markup=False)
-            with VerticalScroll():
-                yield Static(self._text, markup=False)
-            yield Footer()
-
-    def action_copy(self) -> None:
-        """Copy the text."""
-        self.app.copy_to_clipboard(self._text)
-        self.notify("copied")
-
-
 class SaveModal(ModalScreen[None]):
     """A section of a profile: copy it, or name the profile to put it into (a new one is made)."""
 

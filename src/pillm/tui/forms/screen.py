@@ -190,12 +190,17 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     def action_filter(self) -> None:
         """Type to narrow the options down."""
-        self.query_one("#filter").focus()
+        # At once, not when the screen comes to it: the next key is meant for it.
+        self.set_focus(self.query_one("#filter"))
 
     async def action_clear(self) -> None:
         """Empty every field: defaults again."""
+        place = self.query_one("#fields")
+        if place.loading:
+            return  # it is empty yet, and what is being drawn must not be taken away meanwhile
         self.values = {}
-        await self.query_one("#fields").remove_children()
+        place.loading = True
+        await place.remove_children()
         await self._show(self._fields)
 
     def action_copy(self) -> None:
@@ -294,7 +299,8 @@ class FormScreen(Screen[dict[str, Any] | None]):
 
     @work(thread=True, exclusive=True, group="start")
     def _dry_run(self, command: Command) -> None:
-        from pillm.tui.forms.outcome import TextModal, dry_run
+        from pillm.tui.forms.outcome import dry_run
+        from pillm.tui.text_modal import TextModal
 
         try:
             text = dry_run(command)

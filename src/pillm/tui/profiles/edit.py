@@ -55,6 +55,28 @@ def put(text: str, step: str, values: Mapping[str, Any], uses: str = "") -> str:
     return new
 
 
+def removed(text: str, step: str) -> str:
+    """The profile's text without a step: its lines go, and what stands behind its options there.
+
+    Raises UsageError where a comment on a line of its own would go with them.
+    """
+    if "\r" in text:
+        return _with_line_ends(text, lambda plain: removed(plain, step))
+    before = _data(text)
+    head, node = _section(text, step)
+    start, end = text.rfind("\n", 0, head.start_mark.index) + 1, _last_line_end(text, head, node)
+    if text[start : head.start_mark.index].strip():
+        raise UsageError(f"the section {step} does not stand on lines of its own", "change it in an editor")
+    refuse_comment(text, start, end, head, node, own_line=True)
+    new = text[:start] + text[end + 1 :]
+    stages = {name: section for name, section in before["stages"].items() if name != step}
+    if _data(new) != {**before, "stages": stages}:
+        raise UsageError(
+            f"the section {step} is written in a way that cannot be changed here", "change it in an editor"
+        )
+    return new
+
+
 def renamed(text: str, name: str) -> str:
     """The profile's text under another name."""
     if "\r" in text:

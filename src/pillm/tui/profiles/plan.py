@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from pillm.pipeline import engine, profile, profiles
 from pillm.pipeline.engine import RUNS
 from pillm.pipeline.stages import STAGES, Stage
 from pillm.tui.forms.values import from_yaml
+from pillm.tui.profiles import edit
 from pillm.tui.profiles.edit import put, renamed
 from pillm.tui.profiles.graph import rails
 
@@ -112,7 +114,7 @@ def references(shown: Shown, step: str, table: Mapping[str, Stage] = STAGES) -> 
 
 
 def changed(text: str, step: str, stage: Stage, values: Mapping[str, Any]) -> str:
-    """The profile's text with a step's options being what a form says. Raises UsageError.
+    """The profile's text with a step's options being what a form says; a new step is added. Raises UsageError.
 
     What the form says as the text does stays as it is written there.
     """
@@ -124,7 +126,25 @@ def changed(text: str, step: str, stage: Stage, values: Mapping[str, Any]) -> st
     said = from_yaml(stood)
     names = [name for name in stood if name in values] + [name for name in values if name not in stood]
     same = {name for name in names if name in said and _plain(said[name]) == _plain(values[name])}
-    return put(text, step, {name: stood[name] if name in same else dumped[name] for name in names})
+    wanted = {name: stood[name] if name in same else dumped[name] for name in names}
+    return put(text, step, wanted, uses="" if step == stage.name else stage.name)
+
+
+def removed(shown: Shown, step: str) -> str:
+    """The profile's text without a step. Raises UsageError, also where another step reads its outputs."""
+    if readers := [line.id for line in shown.steps if step in line.needs]:
+        raise UsageError(f"{step} feeds {' and '.join(readers)}", "let them read something else first")
+    if len(shown.steps) == 1:
+        raise UsageError(f"{step} is the only stage, and a profile has one at least", "add another one first")
+    return edit.removed(shown.text, step)
+
+
+def free_id(shown: Shown, stage: Stage) -> str:
+    """An id for a new step of a stage: the stage's name, with a number if that is taken."""
+    taken = {line.id for line in shown.steps}
+    return next(
+        name for n in itertools.count(1) if (name := stage.name if n == 1 else f"{stage.name}-{n}") not in taken
+    )
 
 
 def save(shown: Shown, text: str, path: Path) -> Path:

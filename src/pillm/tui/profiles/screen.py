@@ -9,16 +9,16 @@ import msgspec
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Key
-from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Input, Label, OptionList, Static
+from textual.screen import Screen
+from textual.widgets import Footer, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 from pillm.core.errors import PillmError
-from pillm.pipeline.stages import STAGES
+from pillm.pipeline.stages import STAGES, Stage
 from pillm.tui.profiles import plan
+from pillm.tui.profiles.ask import AddStep, SaveProfile
 from pillm.tui.profiles.plan import SIGNS, WORDS, Shown, StepLine
 
 _STYLES = {"cached": "$text-success", "resume": "$text-warning", "run": "$text-accent"}
@@ -33,16 +33,19 @@ class StepList(OptionList):
 class ProfileScreen(Screen[None]):
     """A profile's plan: each line is a stage, and the rails say whose outputs it reads.
 
-    ✓ is finished and unchanged, … goes on where it was stopped, ▶ would run. Enter changes the options of a stage;
-    what is saved keeps the file's comments and everything else as it was.
+    ✓ is finished and unchanged, … goes on where it was stopped, ▶ would run. Enter changes the options of a stage,
+    a adds one, x takes one out; what is saved keeps the file's comments and everything else as it was.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         ("r,f5", "run", "Run"),
-        ("f", "run_from", "Rerun"),
+        # The footer of a narrow terminal has room for what is needed most; help lists all.
+        Binding("f", "run_from", "Run again from here", show=False),
         Binding("u", "run_until", "Run until here", show=False),
         ("s", "stop", "Stop"),
-        ("w", "watch", "Watch"),
+        Binding("w", "watch", "Watch the run", show=False),
+        ("a", "add", "Add"),
+        ("x,delete", "remove", "Remove"),
         ("ctrl+s", "save", "Save"),
         Binding("c,f8", "copy", "Copy the command", show=False),
         ("question_mark,f1", "app.help", "Help"),
@@ -159,29 +162,65 @@ class ProfileScreen(Screen[None]):
         step = self._step()
         if step is None or self.shown is None:
             return
-        from pillm.tui.forms.screen import FormScreen
-
         try:
             values = plan.values_in(self.text, step.id)
         except PillmError as error:
             self.notify(str(error), severity="error")
             return
-        files = plan.references(self.shown, step.id)
-        self.app.push_screen(
-            FormScreen(STAGES[step.stage], values, step=step.id, files=files), lambda new: self._keep(step, new)
-        )
+        self._edit(step.id, STAGES[step.stage], values, self.shown)
 
-    def _keep(self, step: StepLine, values: dict[str, Any] | None) -> None:
+    def _edit(self, step: str, stage: Stage, values: dict[str, Any], shown: Shown) -> None:
+        from pillm.tui.forms.screen import FormScreen
+
+        form = FormScreen(stage, values, step=step, files=plan.references(shown, step))
+        self.app.push_screen(form, lambda new: self._keep(step, stage, new))
+
+    def _keep(self, step: str, stage: Stage, values: dict[str, Any] | None) -> None:
         if values is None:
             return
         try:
-            text = plan.changed(self.text, step.id, STAGES[step.stage], values)
+            text = plan.changed(self.text, step, stage, values)
         except (PillmError, ValueError) as error:
             self.notify(str(error), severity="error", timeout=10)
             return
         if text != self.text:
             self.text, self.dirty, self._warned = text, True, False
             self.action_save()
+
+    def action_add(self) -> None:
+        """Add a stage: choose it, then fill in its form."""
+        if (shown := self._settled()) is None:
+            return
+
+        def chosen(new: tuple[str, Stage] | None) -> None:
+            if new is not None:
+                self._edit(*new, {}, shown)
+
+        self.app.push_screen(AddStep(shown), chosen)
+
+    def action_remove(self) -> None:
+        """Take the stage that is marked out of the profile, unless another one reads its outputs."""
+        step = self._step()
+        if step is None or (shown := self._settled()) is None:
+            return
+        try:
+            text = plan.removed(shown, step.id)
+        except PillmError as error:
+            self._failed(error)
+            return
+        # Kept only once it is saved: until then the plan shows the stage.
+        words = f"Save the profile without {step.id} as (Enter):"
+        self.app.push_screen(SaveProfile(shown, text, plan.target(self.path), words), self._saved)
+
+    def _settled(self) -> Shown | None:
+        """The profile, if it is right and all changes are in its file; else a message says what to do first."""
+        if self.shown is None or self.shown.findings:
+            self.notify("the profile has to be mended first", severity="error")
+        elif self.dirty:
+            self.notify("save the changes first (ctrl+s)", severity="warning")
+        else:
+            return self.shown
+        return None
 
     def action_save(self) -> None:
         """Save the profile, under another name where it came with the tool."""
@@ -212,12 +251,8 @@ class ProfileScreen(Screen[None]):
             self._run("", step.id)
 
     def _run(self, start: str, until: str) -> None:
-        if self.shown is None or self.shown.findings:
-            self.notify("the profile has to be mended first", severity="error")
-        elif self.dirty:
-            self.notify("save the changes first (ctrl+s): what runs is the file", severity="warning")
-        else:
-            self._start(self.shown, start, until)
+        if shown := self._settled():
+            self._start(shown, start, until)
 
     @work(thread=True, exclusive=True, group="start")
     def _start(self, shown: Shown, start: str, until: str) -> None:
@@ -230,10 +265,13 @@ class ProfileScreen(Screen[None]):
             else:
                 run_dir = starting.start(plan.run_command(shown, start, until), name=shown.name)
         except (PillmError, OSError) as error:
-            words = f"{error}\n{getattr(error, 'hint', '')}".strip()
-            self.app.call_from_thread(self.notify, words, severity="error", timeout=10)
+            self.app.call_from_thread(self._failed, error)
             return
         self.app.call_from_thread(self._watch, run_dir)
+
+    def _failed(self, error: Exception) -> None:
+        words = f"{error}\n{getattr(error, 'hint', '')}".strip()
+        self.notify(words, severity="error", timeout=10, markup=False)
 
     def _watch(self, run_dir: Path) -> None:
         self.app.open_run(run_dir)  # type: ignore[attr-defined]
@@ -254,7 +292,11 @@ class ProfileScreen(Screen[None]):
     def _stop(self, run_dir: Path) -> None:
         from pillm.tui.runs.start import stop
 
-        words = "asked to stop" if stop(run_dir) else "nothing is running"
+        try:
+            words = "asked to stop" if stop(run_dir) else "nothing is running"
+        except (PillmError, OSError) as error:
+            self.app.call_from_thread(self._failed, error)
+            return
         self.app.call_from_thread(self.notify, words)
 
     def action_copy(self) -> None:
@@ -271,42 +313,6 @@ class ProfileScreen(Screen[None]):
                 "changes are not saved: ctrl+s saves them; escape again leaves without them", severity="warning"
             )
             return
-        self.dismiss(None)
-
-
-class SaveProfile(ModalScreen[Path | None]):
-    """Where to save a profile. Its comments are kept; over its own file only what was changed is written."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [("escape", "leave", "Back")]
-    DEFAULT_CSS = """
-    SaveProfile { align: center middle; }
-    SaveProfile > Vertical { width: 80%; max-width: 90; height: auto; background: $surface; padding: 1 2; }
-    """
-
-    def __init__(self, shown: Shown, text: str, target: Path) -> None:
-        super().__init__()
-        self._shown, self._text, self._target = shown, text, target
-
-    def compose(self) -> ComposeResult:
-        """The file's name."""
-        with Vertical():
-            yield Label("Save the profile as (Enter):")
-            yield Input(str(self._target), compact=True)
-            yield Footer()
-
-    def on_mount(self) -> None:
-        """Type the name at once."""
-        self.query_one(Input).focus()
-
-    @on(Input.Submitted)
-    def _submit(self, event: Input.Submitted) -> None:
-        try:
-            self.dismiss(plan.save(self._shown, self._text, Path(event.value).expanduser()))
-        except (PillmError, OSError) as error:
-            self.notify(str(error), severity="error", timeout=8)
-
-    def action_leave(self) -> None:
-        """Leave without saving."""
         self.dismiss(None)
 
 

@@ -14,7 +14,6 @@ from pillm.core.errors import EXIT_INTERRUPTED, PillmError
 from pillm.core.events import Failed, Finished, StageEnded, StageStarted
 from pillm.pipeline import journal, manifest
 from pillm.tui.runs import decoded, folder
-from pillm.tui.runs.alive import held
 from pillm.tui.runs.start import at_work
 
 RunState = Literal["running", "stopped", "failed", "done", "dead"]
@@ -57,8 +56,7 @@ def state_of(run_dir: Path) -> tuple[RunState, str]:
     last = list(_last_events(run_dir / journal.NAME))
     stage = next((event.stage for event in reversed(last) if isinstance(event, StageStarted | StageEnded)), "")
     code = _own_end(run_dir)
-    # The code is written just before its writer ends; the engine's number counts in any case.
-    if held(run_dir / folder.LOCK) or (folder.exit_code(run_dir) is None and at_work(run_dir)):
+    if at_work(run_dir):
         return "running", stage
     if code is not None:
         return _by_code(code), _words(run_dir, last) if code else ""

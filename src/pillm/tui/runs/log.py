@@ -14,7 +14,7 @@ from pillm.tui.runs.lines import EVERYTHING, Line
 from pillm.tui.runs.pane import Pane
 from pillm.tui.runs.row import LEVELS, Level, keeper, row
 from pillm.tui.runs.scroller import Shown
-from pillm.tui.runs.viewer import LineViewer
+from pillm.tui.text_modal import TextModal
 
 _ABOVE = 5
 
@@ -101,7 +101,7 @@ class RunLog(Vertical):
             self._in_context(event.line)
         else:
             found = row(event.line.data)
-            self.app.push_screen(LineViewer(" ".join(filter(None, (found.level, found.when, found.stage))), found.text))
+            self.app.push_screen(TextModal(" ".join(filter(None, (found.level, found.when, found.stage))), found.text))
 
     def _in_context(self, line: Line) -> None:
         """All lines around a match."""

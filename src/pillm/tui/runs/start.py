@@ -82,7 +82,9 @@ def resume(run_dir: Path) -> Path:
 
 def at_work(run_dir: Path) -> bool:
     """Whether a process works in this folder, whoever started it."""
-    return held(run_dir / folder.LOCK) or worker(folder.own(run_dir) / folder.PID) is not None
+    # Who watches over a command writes its code just before he ends: then nothing is at work any more.
+    ended = folder.exit_code(run_dir) is not None
+    return held(run_dir / folder.LOCK) or (not ended and worker(folder.own(run_dir) / folder.PID) is not None)
 
 
 def _launch(command: Command, run_dir: Path, place: Path) -> None:

@@ -1,4 +1,4 @@
-"""Look at a file at a line, or at one long line."""
+"""Look at a file at the line of a finding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Footer, Label, Static
 
@@ -19,12 +19,6 @@ from pillm.tui.runs.row import Row, plain
 
 _ABOVE = 3
 _PACKED = (".gz", ".zst")
-_CSS = """
-{name} {{ align: center middle; }}
-{name} > Vertical {{ width: 96%; height: 92%; background: $surface; border: round $primary; padding: 0 1; }}
-{name} Label {{ text-style: bold; width: 1fr; }}
-{name} .words {{ color: $text-warning; height: auto; max-height: 5; }}
-"""
 
 
 def file_of(finding: Finding) -> Path:
@@ -41,7 +35,12 @@ class FileViewer(ModalScreen[None]):
     """A file at the line of a finding. The marked line is the one that it is about."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q", "app.pop_screen", "Back")]
-    DEFAULT_CSS = _CSS.format(name="FileViewer")
+    DEFAULT_CSS = """
+    FileViewer { align: center middle; }
+    FileViewer > Vertical { width: 96%; height: 92%; background: $surface; border: round $primary; padding: 0 1; }
+    FileViewer Label { text-style: bold; width: 1fr; }
+    FileViewer .words { color: $text-warning; height: auto; max-height: 5; }
+    """
 
     def __init__(self, path: Path, finding: Finding) -> None:
         super().__init__()
@@ -63,25 +62,6 @@ class FileViewer(ModalScreen[None]):
         pane.marked_number = max(self.finding.line, 1)
         pane.scroller.ask_line(max(self.finding.line, 1), _ABOVE)
         pane.focus()
-
-
-class LineViewer(ModalScreen[None]):
-    """One line in full."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,q,enter", "app.pop_screen", "Back")]
-    DEFAULT_CSS = _CSS.format(name="LineViewer")
-
-    def __init__(self, title: str, text: str) -> None:
-        super().__init__()
-        self._title, self._text = title, text
-
-    def compose(self) -> ComposeResult:
-        """The text, wrapped."""
-        with Vertical():
-            yield Label(self._title, markup=False)
-            with VerticalScroll():
-                yield Static(self._text, markup=False)
-            yield Footer()
 
 
 def words(error: PillmError) -> str:
