@@ -356,11 +356,13 @@ def test_keys_that_come_while_a_form_is_being_drawn_harm_nothing(drive, settled)
 
     async def do(pilot) -> None:
         pilot.app.open_form("label", dict(LABEL))
-        for _ in range(40):
+        for _ in range(12):
             # Whatever stands there as yet: nothing, some rows, all rows.
             pilot.app.post_message(Key("f2", None))
-            await pilot.pause(0.01)
+            await pilot.pause(0.02)
         await settled(pilot)
+        while pilot.app.screen.query_one("#fields").loading:
+            await pilot.pause(0.05)
         seen["rows"] = len(pilot.app.screen.query(FieldRow))
         seen["values"] = dict(pilot.app.screen.values)
 

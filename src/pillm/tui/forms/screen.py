@@ -193,14 +193,19 @@ class FormScreen(Screen[dict[str, Any] | None]):
         # At once, not when the screen comes to it: the next key is meant for it.
         self.set_focus(self.query_one("#filter"))
 
-    async def action_clear(self) -> None:
+    def action_clear(self) -> None:
         """Empty every field: defaults again."""
         place = self.query_one("#fields")
         if place.loading:
             return  # it is empty yet, and what is being drawn must not be taken away meanwhile
         self.values = {}
         place.loading = True
-        await place.remove_children()
+        self._redraw()
+
+    @work(exclusive=True)
+    async def _redraw(self) -> None:
+        # A worker ends with its screen, which may be left before all is drawn.
+        await self.query_one("#fields").remove_children()
         await self._show(self._fields)
 
     def action_copy(self) -> None:
