@@ -5,8 +5,8 @@
 In DIR/line each stage's command, as the builder writes it, is run from a shell's place; in DIR/form the same stages
 are filled into forms: tmux shows `pillm ui`, keys are sent, and the screen is read. For each stage it says whether the
 command on the screen is the one of the command line, and whether each artifact has the same hash. Stages that measure
-(evaluate, bench) give other figures each time: only their commands are compared. A quickstart each; what is already
-there is not made again.
+(evaluate, bench) give other figures each time: only their commands are compared. A quickstart each; what
+is there already on the command line's side is not made again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MEASURES = ("evaluate", "bench")
 SIZE = (220, 60)
 ENDS = ("done", "failed", "stopped", "died")
 """How the first line of a run's screen tells that it is over."""
+LONGEST = 7200.0
+"""Seconds for a stage; a form that is not complete does not start one at all."""
 PATIENCE = 4
 """Seconds for a whole form to be drawn, on a machine with other work."""
 
@@ -58,7 +60,7 @@ def main() -> None:
         command = build(stage, options)
         if stage.name not in MEASURES:
             by_line(stage, options, command, line)
-        seen, seconds = by_form(stage, options, command, form)
+        seen, seconds = by_form(stage, options, form)
         same = squeezed(seen) == squeezed(str(command))
         bad += not same
         print(
@@ -93,7 +95,7 @@ def by_line(stage: Stage, options: Options, command: Command, place: Path) -> No
         subprocess.run([sys.executable, "-m", *command.argv], cwd=place, check=True, stdout=subprocess.DEVNULL)
 
 
-def by_form(stage: Stage, options: Options, command: Command, place: Path) -> tuple[str, float]:
+def by_form(stage: Stage, options: Options, place: Path) -> tuple[str, float]:
     """Fill in the form and run it. Returns the command that stood on the screen, and seconds until the run was done."""
     terminal = Terminal(["ui"], place, {}, SIZE)
     try:
@@ -117,6 +119,8 @@ def by_form(stage: Stage, options: Options, command: Command, place: Path) -> tu
         began = time.monotonic()
         terminal.keys("F5")
         while not any(f" {state}" in terminal.screen().splitlines()[0] for state in ENDS):
+            if time.monotonic() - began > LONGEST:
+                raise ValueError(f"{stage.name} did not come to an end")
             time.sleep(1)
         return seen, time.monotonic() - began
     except (AssertionError, ValueError):

@@ -68,7 +68,7 @@ class LabelOptions(StageOptions):
     )
     prompt_cache: bool = Field(
         True,
-        description="Let a llama-server of our own keep what prompts share: about twice as fast, but one answer in a hundred may then hang on what was asked before",
+        description="Let a llama-server of our own keep what prompts share, so that it is read once; near ties may then hang on what was asked before",
     )
     attempts: int = Field(3, ge=1, le=20, description="Tries for an answer that is rejected or a request that fails")
     timeout: Annotated[float, NoEffect()] = Field(
