@@ -61,6 +61,19 @@ async def until(test: Callable[[], object], seconds: float = 20.0) -> None:
     raise AssertionError("it did not come")
 
 
+async def still(pilot: Any) -> None:
+    """Wait until the screen has looked the same for half a second: then nothing is left to be drawn."""
+    before, same = "", 0
+    for _ in range(200):
+        await pilot.pause(0.1)
+        now = pilot.app.export_screenshot()
+        same = same + 1 if now == before else 0
+        if same == 5:
+            return
+        before = now
+    raise AssertionError("the screen goes on changing")
+
+
 def line(second: int, stage: str, event: Event) -> bytes:
     at = (BEGAN + datetime.timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%SZ")
     return msgspec.json.encode({"at": at, "stage": stage, **msgspec.to_builtins(event)}) + b"\n"

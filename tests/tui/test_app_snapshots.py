@@ -9,6 +9,7 @@ from pathlib import Path
 
 import made_up_stage
 import pytest
+from run_folders import still
 
 from pillm.tui.app import PillmApp
 from pillm.tui.forms.screen import FormScreen
@@ -68,5 +69,6 @@ def test_it_looks_as_it_did(
         await settled(pilot)
         for node in app.screen.query("Input"):
             node.cursor_blink = False
+        await still(pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=before)

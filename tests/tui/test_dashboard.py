@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 import pytest
-from run_folders import SIZES, Host, in_loop, until
+from run_folders import SIZES, Host, in_loop, still, until
 from textual.widgets import DataTable, Input, Select, Static, TabbedContent
 
 from pillm.bench.trends.changes import NEEDED
@@ -178,7 +178,7 @@ def test_picture(
         screen.query_one("#tabs", TabbedContent).active = tab
         await until(lambda: screen.query_one(QualityTab).points)
         await until(lambda: screen.query_one(CoverageTab).has_class("-missing"))
-        await pilot.pause(0.4)
+        await still(pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=settled)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import run_folders
-from run_folders import BEGAN, SIZES, Host, in_loop, told, until
+from run_folders import BEGAN, SIZES, Host, in_loop, still, told, until
 from textual.app import App, ComposeResult
 from textual.widgets import DataTable, Input, Static, TabbedContent
 
@@ -68,7 +68,7 @@ def test_picture(kind: str, theme: str, size: tuple[int, int], tmp_path: Path, s
         screen = await ready(app)
         pane = screen.query_one("#lines", Pane)
         await until(lambda: pane.scroller.settled(pane.size.height))
-        await pilot.pause(0.5)
+        await still(pilot)
 
     assert snap_compare(app, terminal_size=size, run_before=settled)
 

@@ -9,8 +9,9 @@ from textual.content import Content
 from textual_hires_canvas import HiResMode
 from textual_plot.axis_formatter import AxisFormatter
 
+from pillm.bench.trends.series import Series
 from pillm.pipeline.quality import Measured
-from pillm.tui.dashboard.speed import Trend
+from pillm.tui.dashboard import speed
 from pillm.tui.runs.chart import Chart
 
 CROSS, DOT = "×", "●"
@@ -37,13 +38,29 @@ class _Days(AxisFormatter):
 class TrendChart(Chart):
     """Tokens a second over time. A line for each build, a bar where it changes, crosses for runs that do not count."""
 
+    _shown: Series | None = None
+
     def x_axis(self, width: int) -> AxisFormatter:
         """Dates."""
         return _Days(width // 16)
 
-    def show(self, title: str, trend: Trend) -> None:
+    def show(self, title: str, whole: Series) -> None:
         """Draw a series."""
         self.border_title = Content(title)
+        self._shown = whole
+        self._draw()
+
+    def on_resize(self) -> None:
+        """As many points as there are columns."""
+        super().on_resize()
+        # Layout may come after the series: what was drawn for another width is drawn again.
+        if self._shown is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        if self._shown is None:
+            raise AssertionError("nothing was shown yet")
+        trend = speed.trend(self._shown, 2 * self.size.width)
         xs = [x for piece in trend.pieces for x in piece[0]] + list(trend.crosses[0])
         ys = [y for piece in trend.pieces for y in piece[1]] + list(trend.crosses[1])
         with self.app.batch_update():

@@ -150,19 +150,12 @@ class DashboardScreen(Screen[None]):
         event.stop()
         self._draw()
 
-    def on_resize(self) -> None:
-        """As many points as there are columns."""
-        self.call_after_refresh(self._draw)
-
     def _draw(self) -> None:
         if not self.speeds or not self.speeds.series:
             return
         place = min(self.query_one("#series", DataTable).cursor_row, len(self.speeds.series) - 1)
         whole = self.speeds.series[place]
-        chart = self.query_one(TrendChart)
-        chart.show(
-            f"{whole.key.what}, tokens/s: {speed.plain(whole.key.label)}", speed.trend(whole, 2 * chart.size.width)
-        )
+        self.query_one(TrendChart).show(f"{whole.key.what}, tokens/s: {speed.plain(whole.key.label)}", whole)
         lines = speed.build_lines(self.speeds.builds[place]) if self.speeds.builds else ["working out verdicts"]
         self.query_one("#build-lines", Static).update("\n".join(lines))
 
