@@ -1,0 +1,1 @@
+"""Choosing codes and scales inside ggml's block grids: exact codecs, error-compensated rounding, distillation."""
