@@ -31,6 +31,15 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
     matrix without one; data too short), FindingsError (bad data), GateError (a written file is not
     whole), MissingError, ResourceError, PillmError.
     """
+    if options.explain:
+        from pillm.quantize.explain import explain
+
+        return explain(options, emit)
+    if options.type == "fit":
+        # Fitting needs torch, the recipes do not.
+        from pillm.quantize.fitting import run as fitting
+
+        return fitting.run(options, emit)
     source = describe(options.model)
     tool.check_source(source)
     kinds = [options.type, *dict.fromkeys(kind for kind in options.also if kind != options.type)]

@@ -135,7 +135,7 @@ def load(path: Path) -> Loaded:
             f"it knows {', '.join(KNOWN)}; without --fit and its kin llama.cpp's own recipes are used",
         )
     check_numbers(file)
-    model = _model(path)
+    model = _model(file)
     tensors = dict(_slots(file, model))
     _check(file, tensors, model)
     for each in file.tensors:
@@ -167,22 +167,41 @@ def check_numbers(file: GgufFile) -> None:
             )
 
 
-def _model(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def _model(file: GgufFile) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    path = file.path
+    folder, where = str(path.resolve().parent), {"gguf_file": path.name}
     try:
         with no_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            config = AutoConfig.from_pretrained(folder, **where)
+            for name, value in _unread(file).items():
+                setattr(config, name, value)
             model = AutoModelForCausalLM.from_pretrained(
-                str(path.resolve().parent), gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
+                folder, config=config, dtype=torch.float32, attn_implementation="sdpa", **where
             )
     except MemoryError as error:
-        raise ResourceError(f"{path}: no memory for the model", "use a machine with more, or a smaller model") from error
+        raise ResourceError(
+            f"{path}: no memory for the model", "use a machine with more, or a smaller model"
+        ) from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError) as error:
         raise UsageError(f"{path}: transformers cannot read it: {str(error).splitlines()[0]}", "") from error
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _unread(file: GgufFile) -> dict[str, Any]:
+    """What the header says and transformers does not read from it."""
+    found: dict[str, Any] = {}
+    for key, name in (("attention.key_length", "head_dim"), ("expert_feed_forward_length", "moe_intermediate_size")):
+        if value := file.metadata.get(f"{file.architecture}.{key}"):
+            found[name] = int(value)
+    names = {tensor.name for tensor in file.tensors}
+    if file.architecture == "llama":
+        found |= {"attention_bias": "blk.0.attn_q.bias" in names, "mlp_bias": "blk.0.ffn_up.bias" in names}
+    return found
 
 
 def _slots(file: GgufFile, model: Any) -> Iterator[tuple[str, Slot]]:
