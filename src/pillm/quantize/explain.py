@@ -6,7 +6,6 @@ llama.cpp's recipe of the file's own name gives.
 
 from __future__ import annotations
 
-
 from pillm.core.errors import UsageError
 from pillm.core.events import Emit, Output
 from pillm.core.stage import Result
@@ -24,7 +23,9 @@ def explain(options: QuantizeOptions, emit: Emit) -> Result:
     plan = plan_file.read(options.plan or beside) if options.plan or beside.is_file() else None
     if plan and not _is_of(plan, file):
         if options.plan:
-            raise UsageError(f"{options.plan}: is not the plan of {options.model}", "give the one that was published with it")
+            raise UsageError(
+                f"{options.plan}: is not the plan of {options.model}", "give the one that was published with it"
+            )
         plan = None
     for line in _lines(file, plan):
         emit(Output(line))
@@ -48,7 +49,9 @@ def _lines(file: GgufFile, plan: plan_file.Plan | None) -> list[str]:
             against = f"; {plan.stock}: {plan.predicted_stock:.4f}" if plan.predicted_stock is not None else ""
             lines.append(f"predicted mean KL {plan.predicted:.4f}{against}")
         lines.append("kl: predicted share of the divergence; a step's bytes and kl are what it would change")
-    lines.append(f"{'tensor':32} {'type':7} {'bytes':>11} {'kl':>9} {plan.stock if plan else '':8} why not smaller / larger")
+    lines.append(
+        f"{'tensor':32} {'type':7} {'bytes':>11} {'kl':>9} {plan.stock if plan else '':8} why not smaller / larger"
+    )
     for tensor in file.tensors:
         choice = plan.tensors.get(tensor.name) if plan else None
         if choice is None:
@@ -65,5 +68,3 @@ def _lines(file: GgufFile, plan: plan_file.Plan | None) -> list[str]:
 
 def _step(step: plan_file.Step) -> str:
     return f"{step.type} {step.bytes:+,} {step.kl:+.1e}"
-
-

@@ -68,7 +68,7 @@ class QuantizeOptions(StageOptions):
         None, description="Plain text for the general part of the fitting (default: the language reference of Python)"
     )
     fit_tokens: int = Field(
-        16384, ge=4096, description="Tokens that a mix is fitted on", json_schema_extra=unit("tokens")
+        16384, ge=1024, description="Tokens that a mix is fitted on", json_schema_extra=unit("tokens")
     )
     held_chunks: int = Field(
         20,
