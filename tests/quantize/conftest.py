@@ -44,9 +44,7 @@ _ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="session")
-def random_gguf(
-    tools: LlamaCpp, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
+def random_gguf(tools: LlamaCpp, smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """An f16 file of random weights in the shape of an architecture, as llama.cpp's converter writes it."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

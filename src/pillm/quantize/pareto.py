@@ -61,11 +61,9 @@ def run(options: ParetoOptions, emit: Emit) -> Result:
 
 def _fit_options(options: ParetoOptions) -> QuantizeOptions:
     """A fit with the same steps: its work is kept beside the page, where a fit with `--out` there finds it."""
-    return QuantizeOptions(
-        model=options.model, fit=True, type="fit", out=options.out.parent, imatrix_data=options.imatrix_data,
-        imatrix_context=options.imatrix_context, general_data=options.general_data, fit_tokens=options.fit_tokens,
-        seed=options.seed, threads=options.threads,
-    )  # fmt: skip
+    names = ("model", "imatrix_data", "imatrix_context", "general_data", "fit_tokens", "seed", "threads")
+    same = {name: getattr(options, name) for name in names}
+    return QuantizeOptions.model_validate({**same, "fit": True, "out": options.out.parent})
 
 
 def page(name: str, fitted: list[Point], recipes: list[Point]) -> str:

@@ -116,7 +116,7 @@ def read(path: Path) -> Plan:
     data: Any = document.data
 
     def wrong(place: tuple[str | int, ...], message: str, hint: str) -> None:
-        findings.append(Finding(str(path), document.line(place), dotted(place), "plan", message, hint))
+        findings.append(_finding(path, document, place, message, hint))
 
     if not findings and (not isinstance(data, dict) or data.get("pillm-plan") != VERSION or not data.get("tensors")):
         wrong((), "not a plan: needs `pillm-plan: 1` and `tensors`", "make one with --plan-out")
@@ -142,9 +142,7 @@ def check(path: Path, made: Plan, source: GgufFile, known: Mapping[str, object])
     findings = []
 
     def wrong(name: str, message: str, hint: str) -> None:
-        findings.append(
-            Finding(str(path), document.line(("tensors", name)), dotted(("tensors", name)), "plan", message, hint)
-        )
+        findings.append(_finding(path, document, ("tensors", name), message, hint))
 
     for name, choice in made.tensors.items():
         tensor = shapes.get(name)
@@ -166,11 +164,14 @@ def check(path: Path, made: Plan, source: GgufFile, known: Mapping[str, object])
             )
     for name in known:
         if name not in made.tensors:
-            findings.append(
-                Finding(str(path), document.line(("tensors",)), "tensors", "plan", f"no type for {name}", "add it")
-            )
+            findings.append(_finding(path, document, ("tensors",), f"no type for {name}", "add it"))
     if findings:
         raise ProfileError(f"{path}: {len(findings)} faults in the plan", findings, "make one with --plan-out")
+
+
+def _finding(path: Path, document: Document, place: tuple[str | int, ...], message: str, hint: str) -> Finding:
+    line = document.line(place)
+    return Finding(file=str(path), line=line, path=dotted(place), code="plan", message=message, hint=hint)
 
 
 def _word(text: str) -> str:
