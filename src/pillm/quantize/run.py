@@ -35,6 +35,8 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
         from pillm.quantize.explain import explain
 
         return explain(options, emit)
+    if options.min_tps and not options.device:
+        raise UsageError("--min-tps needs a board to predict the speed of", "add --device, as --device pi4-4gb")
     if options.type == "fit":
         # Fitting needs torch, the recipes do not.
         from pillm.quantize.fitting import run as fitting

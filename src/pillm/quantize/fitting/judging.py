@@ -7,6 +7,7 @@ are then llama-perplexity's. Both domains are text that nothing was fitted on.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -65,15 +66,13 @@ def save_logits(loaded: Loaded, tokens: Tokens, target: Path, emit: Emit, label:
     def chunks() -> Iterator[NDArray[np.float32]]:
         with torch.inference_mode():
             for number, row in enumerate(tokens):
-                ids = torch.from_numpy(row.astype(np.int64))[None]
+                ids = torch.from_numpy(row.astype(np.int64))[None].to(loaded.model.device)
                 hidden = loaded.model(ids, use_cache=False, logits_to_keep=context - first).logits[0, :count]
                 yield hidden.float().cpu().numpy()
                 emit(Progress(label, number + 1, len(tokens), "chunks"))
 
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        import shutil
-
         if (free := shutil.disk_usage(target.parent).free) < need:
             raise ResourceError(
                 f"{target}: the reference's predictions take {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",

@@ -29,6 +29,7 @@ from pillm.quantize.report import Fitted, Quantize, QuantizedFile, Side, TypeSha
 from pillm.quantize.weights import KNOWN, check_numbers
 
 NAME = "model-fit.gguf"
+METHOD = "mix"
 PLAN = plan_file.NAME
 OTHERS = "others"
 _RIVALS = 2
@@ -133,10 +134,7 @@ def _choose(
     if budget is None and options.max_kld is None:
         like = options.like or _DEFAULT_LIKE
         if like not in by_kind:
-            types = tool.recipe  # every recipe's bytes are known without writing it
-            raise UsageError(
-                f"--like {like}: its size is not known here ({types.__name__})", f"one of: {', '.join(by_kind)}"
-            )
+            raise UsageError(f"--like {like}: its size is not computed here", f"one of: {', '.join(by_kind)}")
         budget = by_kind[like].bytes + overhead(source) - _METADATA_BYTES
         if board is not None and not options.like:
             budget = min(budget, board.most_bytes(by_kind[like].types))
@@ -172,7 +170,7 @@ def _plan(source: GgufFile, table: Table, mix: Mix, stocks: list[Stock]) -> plan
     total = allocation.size(table, mix) + fixed(source, table)
     best = judging.rivals(stocks, total, 1)
     return plan_file.plan(
-        table, mix, model=source.name, method="mix", stock=best[0].kind if best else "",
+        table, mix, model=source.name, method=METHOD, stock=best[0].kind if best else "",
         stock_types=best[0].types if best else {}, predicted=allocation.predicted(table, mix),
         predicted_stock=best[0].predicted if best else None,
     )  # fmt: skip
@@ -187,7 +185,7 @@ def _write(tools: LlamaCpp, options: QuantizeOptions, work: Work, mix: Mix, targ
         sizes[kind] = sizes.get(kind, 0) + tensor.elements
     main = max(sizes, key=lambda kind: sizes[kind])
     metadata = {
-        "pillm.quantize.method": options.method,
+        "pillm.quantize.method": METHOD,
         "pillm.quantize.plan_sha256": _sha(tool.type_lines(mix)),
         "pillm.quantize.calibration": work.folder.name,
     }
@@ -261,7 +259,7 @@ def _fitted(
         )  # fmt: skip
     mix = made.types
     return Fitted(
-        method=options.method, plan=PLAN, data=shown(options.imatrix_data) if options.imatrix_data else "",
+        method=METHOD, plan=PLAN, data=shown(options.imatrix_data) if options.imatrix_data else "",
         general=options.general_data.name if options.general_data else "Python's language reference",
         tokens=work.sides().shares, predicted_kl=made.predicted or 0.0, rival=rival.kind if rival else "",
         sides=tuple(sides), device=board.device.name if board else "",

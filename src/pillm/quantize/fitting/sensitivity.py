@@ -73,7 +73,7 @@ def moments(loaded: Loaded, tokens: Tokens, emit: Emit) -> dict[str, NDArray[np.
     try:
         with torch.inference_mode():
             for at in range(0, len(tokens), 2):
-                ids = torch.from_numpy(tokens[at : at + 2].astype(np.int64))
+                ids = torch.from_numpy(tokens[at : at + 2].astype(np.int64)).to(loaded.model.device)
                 loaded.model(ids, use_cache=False)
                 count[0] += ids.numel()
                 emit(Progress("second moments", at + len(ids), len(tokens), "chunks"))
@@ -104,7 +104,7 @@ def fisher(
         if parameter.grad is None:
             return
         for slot in by_parameter[id(parameter)]:
-            blocks = _blocks(slot.to_file(parameter.grad).float().square()).sum(-1)
+            blocks = _blocks(slot.to_file(parameter.grad).float().square()).sum(-1).cpu()
             rows[slot.name] = rows[slot.name] + blocks if slot.name in rows else blocks
         parameter.grad = None
 
@@ -119,7 +119,7 @@ def fisher(
         names.setdefault(_module_of(loaded, slot), []).append(slot.name)
     for name, module in _watched(loaded).items():
         handles.append(module.register_forward_hook(_input_hook(name, names.get(name, []), seen, rounding)))
-    pieces = _pieces(tokens, sequences)
+    pieces = _pieces(tokens, sequences).to(loaded.model.device)
     try:
         for number, piece in enumerate(pieces):
             logits = model(piece[None], use_cache=False).logits[0].float()

@@ -109,7 +109,7 @@ def write_own(model: Any, prompts: Sequence[list[int]], wanted: int, *, seed: in
             break
         batch = [prompts[(start * _WRITERS + n) % len(prompts)] for n in range(_WRITERS)]
         length = min(len(row) for row in batch)
-        ids = torch.tensor([row[:length] for row in batch])
+        ids = torch.tensor([row[:length] for row in batch], device=model.device)
         text, cache = ids, None
         with torch.inference_mode():
             for step in range(steps):
