@@ -48,7 +48,9 @@ def test_a_further_bound_is_kept_and_costs_something() -> None:
     costs = table(20, 1)
     budget = size(costs, dict.fromkeys(costs, "Q5_0"))
     free = least_divergence(costs, budget)
-    seconds = {name: {kind: 2.0 if kind in ("Q5_0", "Q8_0") else 1.0 for kind in cells} for name, cells in costs.items()}
+    seconds = {
+        name: {kind: 2.0 if kind in ("Q5_0", "Q8_0") else 1.0 for kind in cells} for name, cells in costs.items()
+    }
     slow = sum(seconds[name][kind] for name, kind in free.items())
     limit = 0.8 * slow
     fast = least_divergence(costs, budget, [Bound("decode", seconds, limit, "s")])
