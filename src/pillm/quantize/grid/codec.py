@@ -7,7 +7,7 @@ The layouts are those of ggml's `block_*` structures (ggml-common.h); the decode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -89,6 +89,14 @@ class Packed:
             values = values + offset[:, :, None]
         return values.reshape(rows, columns)
 
+    def fields(self) -> tuple[np.ndarray | None, ...]:
+        """Codes, scale, minimum, sub-scales, sub-minima."""
+        return self.codes, self.scale, self.minimum, self.sub_scale, self.sub_minimum
+
+    def rows(self, some: slice) -> Packed:
+        """Some rows of the tensor."""
+        return Packed(self.grid, *(None if part is None else part[some] for part in self.fields()))  # pyright: ignore[reportArgumentType]
+
     def with_codes(self, codes: np.ndarray) -> Packed:
         """The same scales with other codes."""
         return replace(self, codes=codes.astype(np.uint8))
@@ -102,6 +110,12 @@ class _Parts(NamedTuple):
     minimum: np.ndarray | None = None
     sub_scale: np.ndarray | None = None
     sub_minimum: np.ndarray | None = None
+
+
+def _given(part: np.ndarray | None) -> np.ndarray:
+    if part is None:
+        raise ValueError("a field of this type is missing")
+    return part
 
 
 def _half(raw: Bytes, at: int) -> np.ndarray:
@@ -187,12 +201,9 @@ def _wide(fifth: bool) -> tuple[Callable[[Bytes], _Parts], Callable[[_Parts, Byt
         return _Parts(codes, _half(raw, 0), _half(raw, 2), *_six_bit_pairs(raw[:, 4:16]))
 
     def join(parts: _Parts, raw: Bytes) -> None:
-        assert parts.minimum is not None
-        assert parts.sub_scale is not None
-        assert parts.sub_minimum is not None
         _put_half(raw, 0, parts.scale)
-        _put_half(raw, 2, parts.minimum)
-        _put_six_bit_pairs(raw[:, 4:16], parts.sub_scale, parts.sub_minimum)
+        _put_half(raw, 2, _given(parts.minimum))
+        _put_six_bit_pairs(raw[:, 4:16], _given(parts.sub_scale), _given(parts.sub_minimum))
         if fifth:
             raw[:, 16:48] = _gather(parts.codes >> 4, 32, 1)
         raw[:, at:] = _gather(parts.codes & 15, 32, 4)
@@ -206,10 +217,9 @@ def _split_q6_k(raw: Bytes) -> _Parts:
 
 
 def _join_q6_k(parts: _Parts, raw: Bytes) -> None:
-    assert parts.sub_scale is not None
     raw[:, :128] = _gather(parts.codes & 15, 64, 4)
     raw[:, 128:192] = _gather(parts.codes >> 4, 32, 2)
-    raw[:, 192:208] = parts.sub_scale.view(np.uint8)
+    raw[:, 192:208] = _given(parts.sub_scale).view(np.uint8)
     _put_half(raw, 208, parts.scale)
 
 
@@ -220,8 +230,7 @@ def _split_q3_k(raw: Bytes) -> _Parts:
 
 
 def _join_q3_k(parts: _Parts, raw: Bytes) -> None:
-    assert parts.sub_scale is not None
-    scale = (parts.sub_scale + np.int8(32)).astype(np.uint8)
+    scale = (_given(parts.sub_scale) + np.int8(32)).astype(np.uint8)
     raw[:, :32] = _gather(parts.codes >> 2, 32, 1)
     raw[:, 32:96] = _gather(parts.codes & 3, 32, 2)
     raw[:, 96:104] = _gather(scale & 15, 8, 4)
@@ -241,13 +250,10 @@ def _split_q2_k(raw: Bytes) -> _Parts:
 
 
 def _join_q2_k(parts: _Parts, raw: Bytes) -> None:
-    assert parts.sub_scale is not None
-    assert parts.sub_minimum is not None
-    assert parts.minimum is not None
-    raw[:, :16] = parts.sub_scale.astype(np.uint8) | parts.sub_minimum.astype(np.uint8) << 4
+    raw[:, :16] = _given(parts.sub_scale).astype(np.uint8) | _given(parts.sub_minimum).astype(np.uint8) << 4
     raw[:, 16:80] = _gather(parts.codes, 32, 2)
     _put_half(raw, 80, parts.scale)
-    _put_half(raw, 82, parts.minimum)
+    _put_half(raw, 82, _given(parts.minimum))
 
 
 def _split_iq4_xs(raw: Bytes) -> _Parts:
@@ -257,8 +263,7 @@ def _split_iq4_xs(raw: Bytes) -> _Parts:
 
 
 def _join_iq4_xs(parts: _Parts, raw: Bytes) -> None:
-    assert parts.sub_scale is not None
-    scale = (parts.sub_scale + np.int8(32)).astype(np.uint8)
+    scale = (_given(parts.sub_scale) + np.int8(32)).astype(np.uint8)
     _put_half(raw, 0, parts.scale)
     raw[:, 2:4] = _gather(scale >> 4, 1, 2)
     raw[:, 4:8] = _gather(scale & 15, 1, 4)
@@ -310,23 +315,17 @@ def pack(packed: Packed) -> np.ndarray:
     blocks = rows * columns // grid.block
     raw = np.zeros((blocks, grid.size), np.uint8)
 
-    def flat(part: np.ndarray | None) -> np.ndarray | None:
-        return None if part is None else np.ascontiguousarray(part).reshape(blocks, -1)
-
-    scale, minimum = flat(packed.scale), flat(packed.minimum)
-    assert scale is not None
-    codes = np.ascontiguousarray(packed.codes).reshape(blocks, -1)
-    join(
-        _Parts(
-            codes,
-            scale[:, 0],
-            None if minimum is None else minimum[:, 0],
-            flat(packed.sub_scale),
-            flat(packed.sub_minimum),
-        ),
-        raw,
+    codes, scale, minimum, *subs = (
+        None if part is None else np.ascontiguousarray(part).reshape(blocks, -1) for part in packed.fields()
     )
+    join(_Parts(_given(codes), _given(scale)[:, 0], None if minimum is None else minimum[:, 0], *subs), raw)
     return raw.reshape(rows, -1)
+
+
+def joined(parts: Sequence[Packed]) -> Packed:
+    """Rows of one tensor put together."""
+    fields = zip(*(part.fields() for part in parts), strict=True)
+    return Packed(parts[0].grid, *(None if field[0] is None else np.concatenate(field) for field in fields))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def _names() -> str:
