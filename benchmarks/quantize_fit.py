@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="smollm2")
     parser.add_argument("--chunks", type=int, default=100)
     parser.add_argument("--stock", nargs="*", default=list(STOCK[:12]))
-    parser.add_argument("--methods", nargs="*", default=["mix"])
+    parser.add_argument("--methods", nargs="*", default=["mix", "mix+gptq", "mix+gptq+distill"])
     given = parser.parse_args()
     bench = Bench(given.folder, given.model, given.chunks)
     bench.step("reference", bench.make_reference)
@@ -221,14 +221,14 @@ def main() -> None:
         rival = min(rivals, key=lambda kind: rivals[kind]["in"]["kl_mean"])
         print(f"\nno more bytes than {budget}: the rival is {rival}")
         for method in given.methods:
-            arguments = (f"--max-bytes={stock[budget]['bytes']}",)
+            arguments = (f"--max-bytes={stock[budget]['bytes']}", f"--method={method}")
             found = bench.step(
                 f"{budget}-{method}", lambda m=method, a=arguments, b=budget: bench.make_fitted(f"{b}-{m}", *a)
             )
             print(row(f"{budget} {method}", found, rivals[rival]))
     if "Q4_K_M" in stock:
         aim = stock["Q4_K_M"]["in"]["kl_mean"]
-        found = bench.step("same-kl", lambda: bench.make_fitted("same-kl", f"--max-kld={aim}"))
+        found = bench.step("same-kl", lambda: bench.make_fitted("same-kl", f"--max-kld={aim}", "--method=mix"))
         print(row("at Q4_K_M's KL", found, stock["Q4_K_M"]))
         if "bytes" in found:
             print(f"bytes saved: {1 - found['bytes'] / stock['Q4_K_M']['bytes']:.1%}")

@@ -34,7 +34,14 @@ DATA = Path("dataset:home-assistant/smoke")
 
 
 def options(model: Path, out: Path, **more: object) -> QuantizeOptions:
-    quick = {"imatrix_data": DATA, "imatrix_context": 64, "fit_tokens": 1024, "held_chunks": 4}
+    quick = {
+        "imatrix_data": DATA,
+        "imatrix_context": 64,
+        "fit_tokens": 1024,
+        "improve_tokens": 1024,
+        "held_chunks": 4,
+        "method": "mix",
+    }
     return QuantizeOptions.model_validate({"model": model, "out": out, **quick, **more})
 
 
@@ -181,15 +188,23 @@ def test_memory_that_is_not_allowed_is_told_before_the_model_is_read(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"max_bytes": "lots"}, "write a number of bytes"),
-        ({"max_bytes": "12MB", "max_kld": 0.1}, "only one of"),
-        ({"fit": True, "type": "Q4_0"}, "--type names one of"),
-        ({"device": "pi4-4gb", "type": "Q4_0"}, "--type names one of"),
+        ({"max_bytes": "9MB", "max_kld": 0.1}, "only one of --max-bytes, --max-kld"),
+        ({"fit": True, "type": "Q4_0"}, "--type Q4_0 is one of"),
+        ({"device": "pi4-4gb", "type": "Q4_0"}, "--type Q4_0 is one of"),
+        ({"fit": True, "min_tps": 8}, "needs a board"),
     ],
 )
 def test_options_that_do_not_go_together_are_told(tmp_path: Path, more: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        options(tmp_path / "model.gguf", tmp_path, **more)
+    with pytest.raises(UsageError, match=words):
+        run(options(tmp_path / "model.gguf", tmp_path, **more), silent)
+
+
+def test_an_aim_makes_the_type_fit_and_a_size_is_a_number_with_a_unit(tmp_path: Path) -> None:
+    assert options(tmp_path, tmp_path, max_bytes="1.5MiB").type == "fit"
+    assert options(tmp_path, tmp_path, max_bytes="1.5MiB").most_bytes == 3 * 2**19
+    assert options(tmp_path, tmp_path).type == "Q4_K_M"
+    with pytest.raises(ValueError, match="max_bytes"):
+        options(tmp_path, tmp_path, max_bytes="lots")
 
 
 ARCHITECTURES = ["llama", "llama3", "qwen2", "qwen3", "gemma3", "phi3", "qwen3moe"]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pillm.core.options import ByHand, InputFile, NameOrFile, NoEffect, OutputFile, StageOptions, unit
 
@@ -23,8 +23,10 @@ FileType = Literal[
     "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "fit",
 ]  # fmt: skip
 
+Method = Literal["auto", "mix", "mix+gptq", "mix+gptq+distill"]
+
 _FITTING = ("fit", "max_bytes", "like", "max_kld", "plan", "device")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(B|kB|KB|MB|GB|KiB|MiB|GiB)?")
 _UNITS = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -46,13 +48,23 @@ class QuantizeOptions(StageOptions):
     )
     imatrix_context: int = Field(512, ge=32, description="Length of a chunk", json_schema_extra=unit("tokens"))
     fit: bool = Field(False, description="Fit a type to each tensor; the size of Q4_K_M, if nothing else is said")
-    max_bytes: str | None = Field(None, description="Fit within this size of file, as in 95MB")
+    max_bytes: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)?(B|kB|KB|MB|GB|KiB|MiB|GiB)?$",
+        description="Fit within this size of file, as in 95MB",
+    )
     like: QuantType | None = Field(None, description="Fit within the bytes that this type's file has")
     max_kld: float | None = Field(
         None,
         gt=0,
         description="Fit the smallest file of this predicted mean KL",
         json_schema_extra=unit("nats a token"),
+    )
+    method: Method = Field(
+        "auto", description="What a fitted file gets after the mix; auto: distillation too, where the time is enough"
+    )
+    max_time: float = Field(
+        45.0, gt=0, description="Time for a fitted file; distillation ends with it", json_schema_extra=unit("min")
     )
     device: Annotated[str | None, NameOrFile()] = Field(
         None,
@@ -67,6 +79,9 @@ class QuantizeOptions(StageOptions):
     )
     fit_tokens: int = Field(
         16384, ge=1024, description="Tokens that a mix is fitted on", json_schema_extra=unit("tokens")
+    )
+    improve_tokens: int = Field(
+        131072, ge=1024, description="Tokens for what comes after the mix", json_schema_extra=unit("tokens")
     )
     held_chunks: int = Field(
         20,
@@ -85,34 +100,22 @@ class QuantizeOptions(StageOptions):
     )
     threads: Annotated[int | None, NoEffect()] = Field(None, ge=1, description="Threads (default: the machine's cores)")
 
-    @field_validator("max_bytes")
-    @classmethod
-    def _a_size(cls, value: str | None) -> str | None:
-        if value is not None and not _SIZE.fullmatch(value.strip()):
-            raise ValueError("write a number of bytes, or a number with kB, MB, GB, KiB, MiB or GiB, as in 95MB")
-        return value
-
     @model_validator(mode="before")
     @classmethod
     def _fitted(cls, data: Any) -> Any:
-        """Whatever asks for fitting makes the type `fit`, which names the file."""
-        if isinstance(data, dict) and not data.get("type") and any(_is_given(data.get(name)) for name in _FITTING):
+        """Whatever asks for fitting makes the default type `fit`, which names the file."""
+        if (
+            isinstance(data, dict)
+            and data.get("type") in (None, "Q4_K_M")
+            and any(_is_given(data.get(name)) for name in _FITTING)
+        ):
             return {**data, "type": "fit"}
         return data
-
-    @model_validator(mode="after")
-    def _one_aim(self) -> QuantizeOptions:
-        aims = [name for name in ("max_bytes", "like", "max_kld", "plan") if getattr(self, name) is not None]
-        if len(aims) > 1:
-            raise ValueError(f"only one of {', '.join('--' + name.replace('_', '-') for name in aims)} can be kept")
-        if self.type != "fit" and (aims or self.fit or self.device):
-            raise ValueError("--type names one of llama.cpp's recipes; leave it out where a file is fitted")
-        return self
 
     @property
     def most_bytes(self) -> int | None:
         """`max_bytes` as a number."""
-        match = _SIZE.fullmatch(self.max_bytes.strip()) if self.max_bytes else None
+        match = _SIZE.fullmatch(self.max_bytes) if self.max_bytes else None
         return int(float(match[1]) * _UNITS[match[2] or "B"]) if match else None
 
 

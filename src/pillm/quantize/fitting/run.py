@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -24,15 +25,19 @@ from pillm.quantize.fitting.board import DECODE_SHARE, PREFILL_SHARE, Board
 from pillm.quantize.fitting.costs import Table, padded
 from pillm.quantize.fitting.judging import Stock
 from pillm.quantize.fitting.work import Work
-from pillm.quantize.options import QuantizeOptions
+from pillm.quantize.grid import improve
+from pillm.quantize.options import Method, QuantizeOptions
 from pillm.quantize.report import Fitted, Quantize, QuantizedFile, Side, TypeShare
 from pillm.quantize.weights import KNOWN, check_numbers
 
 NAME = "model-fit.gguf"
-METHOD = "mix"
+# Minutes of training below which distillation is not worth its start; and the share of all time that the gate takes.
+_LEAST_TRAINING = 5.0
+_GATE_SHARE = 0.2
 PLAN = plan_file.NAME
 OTHERS = "others"
 _RIVALS = 2
+_AFTER: dict[str, Literal["gptq", "gptq+distill"]] = {"mix+gptq": "gptq", "mix+gptq+distill": "gptq+distill"}
 # What the importance matrix and this tool add to the header.
 _METADATA_BYTES = 1024
 _DEFAULT_LIKE = "Q4_K_M"
@@ -68,12 +73,19 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
             mix = given.types
         else:
             mix = _choose(options, source, table, stocks, board, emit)
-        made_plan = _plan(source, table, mix, stocks)
+        method = _method(options, time.monotonic() - began)
+        made_plan = _plan(source, table, mix, stocks, method)
         candidate = work.folder / NAME
-        made = _write(tools, options, work, mix, candidate, emit)
+        made = _write(tools, options, work, mix, candidate, method, emit)
         seconds = time.monotonic() - began
         emit(Log(f"mix: {made.bytes:,} bytes, predicted KL {made_plan.predicted:.4f}, after {seconds:.0f} s"))
+        if method != "mix":
+            left = options.max_time * 60 * (1 - _GATE_SHARE) - seconds
+            work.forget()
+            made = _improved(options, work, made, method, max(60.0, left), emit)
         rival, figures, rival_figures, rival_file = _judge(tools, options, work, table, stocks, made, emit)
+        for base in work.folder.glob("*.logits"):
+            base.unlink()  # large, and of no more use
         fitted = _fitted(options, made_plan, work, rival, figures, rival_figures, board)
         for line in table_lines(fitted):
             emit(Log(line))
@@ -83,7 +95,7 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
             if rival and rival_file:
                 (others / f"model-{rival.kind}.gguf").write_bytes(rival_file.read_bytes())
         target = options.out / NAME
-        candidate.replace(target)
+        made.path.replace(target)
         write_atomic(options.out / PLAN, text)
         if options.plan_out:
             write_atomic(options.plan_out, text)
@@ -95,7 +107,7 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
         )  # fmt: skip
         path = options.out / "quantize.json"
         write_atomic(path, msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        for leftover in [*work.folder.glob("*.logits"), *work.folder.glob("model-*.gguf")]:
+        for leftover in work.folder.glob("model-*.gguf"):
             leftover.unlink()
     emit(Made("gguf", artifact_of(target)))
     metrics = {
@@ -105,6 +117,24 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
     }
     metrics |= {"kl": fitted.sides[0].kl_mean, "kl_ratio": fitted.sides[0].ratio}
     return Result({"gguf": target, "others": options.out / OTHERS, "report": path}, metrics)
+
+
+def _improved(
+    options: QuantizeOptions, work: Work, mix: GgufFile, method: Method, seconds: float, emit: Emit
+) -> GgufFile:
+    """The mix with better codes and scales, the same types. One that an earlier run finished is taken as it is."""
+    path = work.folder / f"model-{sha256_file(mix.path)[:12]}-{method}.gguf"
+    if not path.is_file():
+        improve(options.model, mix.path, path, work.sides().fit, _AFTER[method], seconds, emit)
+    return describe(path)
+
+
+def _method(options: QuantizeOptions, seconds: float) -> Method:
+    """What is done after the mix."""
+    if options.method != "auto":
+        return options.method
+    left = options.max_time * (1 - _GATE_SHARE) - seconds / 60
+    return "mix+gptq+distill" if left > 2 * _LEAST_TRAINING else "mix+gptq" if left > 1 else "mix"
 
 
 def overhead(source: GgufFile) -> int:
@@ -166,17 +196,19 @@ def _choose(
         ) from error
 
 
-def _plan(source: GgufFile, table: Table, mix: Mix, stocks: list[Stock]) -> plan_file.Plan:
+def _plan(source: GgufFile, table: Table, mix: Mix, stocks: list[Stock], method: str) -> plan_file.Plan:
     total = allocation.size(table, mix) + fixed(source, table)
     best = judging.rivals(stocks, total, 1)
     return plan_file.plan(
-        table, mix, model=source.name, method=METHOD, stock=best[0].kind if best else "",
+        table, mix, model=source.name, method=method, stock=best[0].kind if best else "",
         stock_types=best[0].types if best else {}, predicted=allocation.predicted(table, mix),
         predicted_stock=best[0].predicted if best else None,
     )  # fmt: skip
 
 
-def _write(tools: LlamaCpp, options: QuantizeOptions, work: Work, mix: Mix, target: Path, emit: Emit) -> GgufFile:
+def _write(
+    tools: LlamaCpp, options: QuantizeOptions, work: Work, mix: Mix, target: Path, method: str, emit: Emit
+) -> GgufFile:
     """The mix as a file, with what it is in its metadata."""
     source = describe(options.model)
     sizes: dict[str, int] = {}
@@ -185,7 +217,7 @@ def _write(tools: LlamaCpp, options: QuantizeOptions, work: Work, mix: Mix, targ
         sizes[kind] = sizes.get(kind, 0) + tensor.elements
     main = max(sizes, key=lambda kind: sizes[kind])
     metadata = {
-        "pillm.quantize.method": METHOD,
+        "pillm.quantize.method": method,
         "pillm.quantize.plan_sha256": _sha(tool.type_lines(mix)),
         "pillm.quantize.calibration": work.folder.name,
     }
@@ -259,7 +291,7 @@ def _fitted(
         )  # fmt: skip
     mix = made.types
     return Fitted(
-        method=METHOD, plan=PLAN, data=shown(options.imatrix_data) if options.imatrix_data else "",
+        method=made.method, plan=PLAN, data=shown(options.imatrix_data) if options.imatrix_data else "",
         general=options.general_data.name if options.general_data else "Python's language reference",
         tokens=work.sides().shares, predicted_kl=made.predicted or 0.0, rival=rival.kind if rival else "",
         sides=tuple(sides), device=board.device.name if board else "",

@@ -35,7 +35,7 @@ Tokens = NDArray[np.int32]
 
 _HELD_ONE_IN = 5
 _WRITERS = 32
-_CHUNK_TOKENS = 4096
+_OWN_TOKENS = 6144
 _MINIMUM_CHUNKS = 8
 _UNKNOWN_SHARE = 0.2
 
@@ -68,7 +68,8 @@ def gather(
     prose = [tokenize(tools, model.path, text, parse_special=False) for text in _joined(chapters)]
     emit(Progress("calibration text", 2, 3, "sources"))
     prompts = _prompts(tools, model, data)
-    wanted_own = max(held_chunks * context if not data else 0, tokens // 8)
+    # A fifth of what a mix is fitted on; more would take long to write.
+    wanted_own = max(2 * held_chunks * context if not data else 0, min(_OWN_TOKENS, tokens // 8))
     rows = own(prompts, wanted_own)
     cut = max(1, len(rows) // _HELD_ONE_IN) if not data else 0
     written = [[token for row in part for token in row] for part in (rows[cut:], rows[:cut])]

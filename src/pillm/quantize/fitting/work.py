@@ -25,7 +25,7 @@ from pillm.llamacpp.install import LlamaCpp
 from pillm.quantize.fitting import costs, sensitivity, texts
 from pillm.quantize.fitting.costs import Table
 from pillm.quantize.fitting.sensitivity import Sensitivity
-from pillm.quantize.fitting.texts import Sides
+from pillm.quantize.fitting.texts import Sides, Tokens
 from pillm.quantize.options import QuantizeOptions
 from pillm.quantize.weights import Loaded, load
 
@@ -61,6 +61,10 @@ class Work:
             self._emit(Progress("read the model", 1, 1, "models"))
         return self._loaded
 
+    def forget(self) -> None:
+        """Let go of the model: what comes next reads its own."""
+        self._loaded = None
+
     def quick(self) -> Loaded:
         """The model in 16 bits where the processor multiplies those faster; what is estimated does not mind."""
         loaded = self.loaded
@@ -84,7 +88,7 @@ class Work:
             found = texts.gather(
                 self._tools, self._source,
                 lambda prompts, wanted: texts.write_own(self.quick().model, prompts, wanted, seed=options.seed, emit=self._emit),
-                data=options.imatrix_data, general=options.general_data, tokens=options.fit_tokens,
+                data=options.imatrix_data, general=options.general_data, tokens=max(options.fit_tokens, options.improve_tokens),
                 held_chunks=options.held_chunks, context=self.context, emit=self._emit,
             )  # fmt: skip
             names = list(found.shares)
@@ -100,9 +104,14 @@ class Work:
         """Tokens of a chunk."""
         return min(self._options.imatrix_context, self._source.context_length or self._options.imatrix_context)
 
+    @property
+    def mix_tokens(self) -> Tokens:
+        """Those that the mix is fitted on: a beginning of all, which is mixed."""
+        return self.sides().fit[: -(-self._options.fit_tokens // self.context)]
+
     def moments(self) -> dict[str, Any]:
         """Second moments by tensor."""
-        return self._kept("moments", lambda: sensitivity.moments(self.quick(), self.sides().fit, self._emit))
+        return self._kept("moments", lambda: sensitivity.moments(self.quick(), self.mix_tokens, self._emit))
 
     def sensitivity(self) -> Sensitivity:
         """Fisher information and costs of rounding inputs."""
@@ -110,7 +119,7 @@ class Work:
         def make() -> dict[str, Any]:
             found = sensitivity.fisher(
                 self.quick(),
-                self.sides().fit,
+                self.mix_tokens,
                 self.moments(),
                 sequences=SEQUENCES,
                 seed=self._options.seed,
@@ -126,13 +135,13 @@ class Work:
             for name, value in kept.items()
             if name.startswith("rounding ")
         }
-        return Sensitivity(self.moments(), rows, rounding, int(self.sides().fit.size))
+        return Sensitivity(self.moments(), rows, rounding, int(self.mix_tokens.size))
 
     def matrix(self, *, embedding: bool) -> Path:
         """The importance matrix; with the embedding's for a fitted file, without as llama-imatrix makes it for a stock one."""
         path = self.folder / ("imatrix.gguf" if embedding else "imatrix-stock.gguf")
         if not path.is_file():
-            costs.write_imatrix(path, self.moments(), self._source, int(self.sides().fit.size), embedding=embedding)
+            costs.write_imatrix(path, self.moments(), self._source, int(self.mix_tokens.size), embedding=embedding)
         return path
 
     def table(self) -> Table:
@@ -155,7 +164,7 @@ class Work:
 
     def _key(self) -> str:
         options = self._options
-        own = ("imatrix_context", "fit_tokens", "held_chunks", "seed")
+        own = ("imatrix_context", "fit_tokens", "improve_tokens", "held_chunks", "seed")
         parts = [sha256_file(self._source.path), self._tools.version, str(torch.__version__), transformers.__version__]
         parts += [str(getattr(options, name)) for name in own]
         for path in (options.imatrix_data, options.general_data):
