@@ -105,10 +105,11 @@ def write_own(model: Any, prompts: Sequence[list[int]], wanted: int, *, seed: in
     """
     generator = torch.Generator().manual_seed(seed)
     steps, rows = 192, []
+    together = min(_WRITERS, -(-wanted // steps))
     for start in range(0, 64):
         if sum(map(len, rows)) >= wanted:
             break
-        batch = [prompts[(start * _WRITERS + n) % len(prompts)] for n in range(_WRITERS)]
+        batch = [prompts[(start * together + n) % len(prompts)] for n in range(together)]
         length = min(len(row) for row in batch)
         ids = torch.tensor([row[:length] for row in batch], device=model.device)
         text, cache = ids, None
@@ -122,7 +123,7 @@ def write_own(model: Any, prompts: Sequence[list[int]], wanted: int, *, seed: in
                 if step % 16 == 0:
                     emit(
                         Progress(
-                            "the model writes", start * steps + step, -(-wanted // (steps * _WRITERS)) * steps, "tokens"
+                            "the model writes", start * steps + step, -(-wanted // (steps * together)) * steps, "tokens"
                         )
                     )
         rows += text.tolist()
