@@ -167,7 +167,9 @@ def _choose(
             raise UsageError(f"--like {like}: its size is not computed here", f"one of: {', '.join(by_kind)}")
         budget = by_kind[like].bytes + overhead(source) - _METADATA_BYTES
         if board is not None and not options.like:
-            budget = min(budget, board.most_bytes(by_kind[like].types))
+            room = board.most_bytes(by_kind[like].types)
+            # Where a speed is asked for, that decides the size; else the usual one does, if the board has room for it.
+            budget = min(room, source.bytes if options.min_tps else budget)
     bounds: list[Bound] = []
     if board is not None:
         most = budget if budget is not None else source.bytes
