@@ -15,15 +15,15 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pillm.core.artifacts import atomic_file, clear_partials, sha256_file
-from pillm.core.errors import GateError, UsageError, writing
+from pillm.core.errors import GateError, writing
 from pillm.core.events import Emit, Progress
-from pillm.core.host import read_fact
 from pillm.llamacpp.gguf_file import GgufFile, Tensor, describe
 from pillm.quantize.grid.codec import GRIDS, Packed, pack, unpack
 from pillm.quantize.grid.distill import distilled
 from pillm.quantize.grid.moments import moments, shared
 from pillm.quantize.grid.rounding import rounded
-from pillm.quantize.weights import Loaded, decoded, load
+from pillm.quantize.grid.start import Start, begin
+from pillm.quantize.weights import Loaded, decoded
 
 Method = Literal["gptq", "gptq+distill"]
 
@@ -45,18 +45,15 @@ def improve(
     folder = out.with_name(out.name + ".work")
     with writing(out):
         _open_folder(folder, _key(reference, mix, tokens))
-        loaded = load(reference)
-        _same_model(loaded, source)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded.model.to(device=device, dtype=torch.bfloat16 if _fast_bf16() else torch.float32)
-        packed = {tensor.name: _unpack(source, tensor) for tensor in _taken_apart(source)}
-        for name, better in _rounded(loaded, packed, tokens, folder, emit):
+        start = begin(reference, source, tokens, folder, emit)
+        packed = {tensor.name: _unpack(start, tensor) for tensor in _taken_apart(source)}
+        for name, better in _rounded(start.loaded, packed, tokens, folder, emit):
             packed[name] = better
         norms: dict[str, np.ndarray] = {}
         if method == "gptq+distill":
             left = None if seconds is None else seconds - (time.monotonic() - began)
-            packed, norms = distilled(loaded, packed, tokens, left, folder / "training.pt", emit)
-        _write(source, packed, norms, out)
+            packed, norms = distilled(start.loaded, packed, tokens, left, folder / "training.pt", emit)
+        _write(source, start, packed, norms, out)
         shutil.rmtree(folder)
 
 
@@ -65,9 +62,8 @@ def _taken_apart(file: GgufFile) -> list[Tensor]:
     return [tensor for tensor in file.tensors if tensor.type in kinds and len(tensor.shape) == 2]
 
 
-def _unpack(file: GgufFile, tensor: Tensor) -> Packed:
-    raw = np.memmap(file.path, np.uint8, "r", tensor.offset, (tensor.bytes,))
-    return unpack(raw.reshape(tensor.shape[1], -1), GGMLQuantizationType[tensor.type])
+def _unpack(start: Start, tensor: Tensor) -> Packed:
+    return unpack(start.raw(tensor.name).reshape(tensor.shape[1], -1), GGMLQuantizationType[tensor.type])
 
 
 def _rounded(
@@ -96,12 +92,17 @@ def _rounded(
             yield name, better
 
 
-def _write(source: GgufFile, packed: dict[str, Packed], norms: dict[str, np.ndarray], out: Path) -> None:
+def _write(
+    source: GgufFile, start: Start, packed: dict[str, Packed], norms: dict[str, np.ndarray], out: Path
+) -> None:  # fmt: skip
     """Copy the file with these tensors in place of its own, and check that they decode to what was meant."""
     tensors = {tensor.name: tensor for tensor in source.tensors}
     with atomic_file(out) as file:
         with source.path.open("rb") as before:
             shutil.copyfileobj(before, file, 1 << 24)
+        for name in tensors.keys() - packed.keys() - norms.keys():
+            file.seek(tensors[name].offset)
+            file.write(start.raw(name).tobytes())
         for name, each in packed.items():
             raw = pack(each)
             meant = each.decode()
@@ -113,16 +114,6 @@ def _write(source: GgufFile, packed: dict[str, Packed], norms: dict[str, np.ndar
         for name, values in norms.items():
             file.seek(tensors[name].offset)
             file.write(values.astype(np.float32).tobytes())
-
-
-def _same_model(loaded: Loaded, mix: GgufFile) -> None:
-    shapes = {tensor.name: tensor.shape for tensor in mix.tensors}
-    for tensor in loaded.file.tensors:
-        if shapes.get(tensor.name) != tensor.shape:
-            raise UsageError(
-                f"{mix.path}: tensor {tensor.name} is not that of {loaded.file.path.name}",
-                "give a quantized file and the float file that it was made from",
-            )
 
 
 def _open_folder(folder: Path, key: str) -> None:
@@ -139,7 +130,3 @@ def _open_folder(folder: Path, key: str) -> None:
 def _key(reference: Path, mix: Path, tokens: np.ndarray) -> str:
     text = hashlib.sha256(np.ascontiguousarray(tokens, np.int64).tobytes()).hexdigest()
     return f"{sha256_file(reference)} {sha256_file(mix)} {text}"
-
-
-def _fast_bf16() -> bool:
-    return torch.cuda.is_available() or "avx512_bf16" in read_fact("/proc/cpuinfo")
