@@ -50,7 +50,11 @@ def made_up(path: Path) -> Table:
     return {
         tensor.name: {tensor.type: Cell(padded(tensor.bytes), 0, 0)}
         | {
-            kind: Cell(padded(tensor_bytes(kind, tensor.elements)), 4.0 ** -(8 * BLOCKS[kind][1] / BLOCKS[kind][0]), 0)
+            kind: Cell(
+                padded(tensor_bytes(kind, tensor.elements)),
+                tensor.elements * 4.0 ** -(8 * BLOCKS[kind][1] / BLOCKS[kind][0]),
+                0,
+            )
             for kind in TYPES
             if legal(tensor, kind)
         }
@@ -174,10 +178,8 @@ def test_a_file_that_is_worse_than_the_recipe_is_refused(
     shutil.copytree(out / "work", tmp_path / "out" / "work")
     names = list(plan_file.read(out / "plan.yaml").tensors)
     bad = tmp_path / "bad.yaml"
-    # More bytes than Q6_K has, spent on the embedding alone.
-    bad.write_text(
-        "pillm-plan: 1\ntensors:\n" + "".join(f"  {n}: {'Q8_0' if 'embd' in n else 'Q2_K'}\n" for n in names)
-    )
+    # As many bytes as Q5_K_M has, spent on the layers; the embedding, which is the head as well, gets what is left.
+    bad.write_text("pillm-plan: 1\ntensors:\n" + "".join(f"  {n}: {'Q5_1' if 'embd' in n else 'F16'}\n" for n in names))
     with pytest.raises(GateError, match="is worse than"):
         run(options(model, tmp_path / "out", plan=bad), silent)
     assert not (tmp_path / "out" / "model-fit.gguf").exists()
