@@ -261,7 +261,7 @@ def test_a_board_bounds_the_seconds_of_a_token(tools: LlamaCpp, random_gguf: Cal
     aim = 1.15 * board.decode_tps(slow)
     fast = allocation.least_divergence(table, source.bytes, board.bounds(table, aim, None))
     assert board.decode_tps(fast) >= aim * (1 - 1e-6)
-    prompt = 1.05 * board.prefill_tps(slow)
+    prompt = board.prefill_tps(slow)
     quick = allocation.least_divergence(table, source.bytes, board.bounds(table, None, prompt))
     assert board.prefill_tps(quick) >= prompt * (1 - 1e-6)
     assert 0 < board.most_bytes(slow) < board.device.ram_bytes

@@ -88,6 +88,8 @@ class Board(msgspec.Struct, frozen=True):
             return tensor_bytes(kind, tensor.elements) / soc.bandwidth(threads)
 
         def multiplying(tensor: Tensor, kind: str) -> float:
+            if not tensor.is_matrix:
+                return 0.0
             faster = soc.repack_factor if repacks(kind, soc.features) else 1.0
             return tensor.elements / (soc.dot(kind) * plain * faster) / threads
 
@@ -107,6 +109,8 @@ class Board(msgspec.Struct, frozen=True):
         attention = prefill_seconds(soc, known, none, soc.cores)
 
         def seconds(tensor: Tensor, kind: str) -> float:
+            if not tensor.is_matrix:
+                return 0.0
             return tensor.elements / (soc.dot(kind) * prefill_factor(soc, known, kind, True)) / share
 
         return [self._bound(f"prefill at {tps:.1f} tokens/s", table, 1 / tps - attention, True, seconds)]
@@ -128,7 +132,7 @@ class Board(msgspec.Struct, frozen=True):
             used = shape.experts_used / shape.experts if "_exps." in tensor.name and shape.experts else 1.0
             if tensor.name in table:
                 amounts[tensor.name] = {kind: used * seconds(tensor, kind) for kind in table[tensor.name]}
-            elif tensor.is_matrix:
+            else:
                 limit -= used * seconds(tensor, tensor.type)
         return Bound(name, amounts, limit, "seconds a token")
 
