@@ -22,6 +22,7 @@ from pillm.llamacpp.tool import call, no_room, telling_line
 
 _CHUNK = re.compile(r"\[(\d+)\]-?[\dn]")
 _ROW = re.compile(r"^\s*(\d+)\s.*±", re.MULTILINE)
+_KL_ROW = re.compile(r"^\s*\d+\s+\S+ ±\s+\S+\s+\S+ ±\s+\S+\s+(\S+) ±", re.MULTILINE)
 _FINAL = re.compile(r"Final estimate: PPL = (\S+) \+/- (\S+)")
 _MINIMUM_TOKENS = 100
 
@@ -56,6 +57,8 @@ class Divergence(msgspec.Struct, frozen=True):
     log_ratio: float
     log_ratio_error: float
     tokens: int
+    kl_chunks: tuple[float, ...] = ()
+    """Mean of each chunk. From running means with five decimals, so each is off by up to its number times 1e-5."""
 
 
 def perplexity(
@@ -176,6 +179,13 @@ def parse_divergence(said: str, tokens: int) -> Divergence:
         log_ratio=ratio[0],
         log_ratio_error=ratio[1],
         tokens=tokens,
+        kl_chunks=_chunk_means([float(mean) for mean in _KL_ROW.findall(said)]),
+    )
+
+
+def _chunk_means(running: list[float]) -> tuple[float, ...]:
+    return tuple(
+        mean * (number + 1) - (running[number - 1] * number if number else 0.0) for number, mean in enumerate(running)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ _STEP = re.compile(r"^\[\s*(\d+)/\s*(\d+)\]", re.MULTILINE)
 _FALLBACK = re.compile(
     r"warning: (\S+)\s+- ncols\s+(\d+) not divisible by\s+(\d+) \(required for type\s+(\S+)\).*?falling back to\s+(\S+)"
 )
+_RECIPE = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+-.*->\s+\S+ MiB \((\w+)\)", re.MULTILINE)
 _NO_WEIGHTS = re.compile(r"did not find weights for (\S+)")
 
 
@@ -50,10 +52,15 @@ def quantize(
     kind: str,
     *,
     imatrix: Path | None = None,
+    types: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str | int] | None = None,
     threads: int | None = None,
     emit: Emit = silent,
 ) -> Quantized:
     """Write `source` (f32, f16 or bf16) as `target` of type `kind`; published only if the file is whole.
+
+    `types` names tensors that get a type of their own; `metadata` are keys of the file to set, each value of at most
+    127 bytes.
 
     llama-quantize can fail and leave half a file; what counts is the file: the same tensors in the same
     shapes as the source's, each within the file.
@@ -81,6 +88,7 @@ def quantize(
                 # Its name goes into the file: a constant one keeps the result's bytes the same.
                 (folder / "imatrix.gguf").symlink_to(imatrix.resolve())
                 arguments = ["--imatrix", "imatrix.gguf", *arguments]
+            arguments = [*_choices(folder, types or {}, metadata or {}), *arguments]
             said = call(tools, "llama-quantize", arguments, cwd=folder, on_output=told)
             written = folder / target.name
             try:
@@ -96,6 +104,39 @@ def quantize(
     )
     missing = tuple(dict.fromkeys(_NO_WEIGHTS.findall(said))) if imatrix else ()
     return Quantized(msgspec.structs.replace(after, path=target), fallbacks, missing)
+
+
+def type_lines(types: Mapping[str, str]) -> str:
+    """The text of a file for llama-quantize's `--tensor-type-file`: a pattern for each tensor, whole names only."""
+    return "".join(f"^{re.escape(name)}$={kind.lower()}\n" for name, kind in types.items())
+
+
+def recipe(tools: LlamaCpp, source: GgufFile, kind: str, *, imatrix: Path | None = None) -> dict[str, str]:
+    """Which type llama-quantize would give each tensor, after fallbacks, without writing anything (a fifth of a second).
+
+    Raises PillmError. What it says is the recipe's word; the file itself is the truth where one is made.
+    """
+    more = ["--imatrix", str(imatrix.resolve())] if imatrix else []
+    said = call(tools, "llama-quantize", [*more, "--dry-run", str(source.path.resolve()), kind])
+    own = {tensor.name: tensor.type for tensor in source.tensors}
+    return own | {name: made.upper() for name, made in _RECIPE.findall(said) if name in own}
+
+
+def _choices(folder: Path, types: Mapping[str, str], metadata: Mapping[str, str | int]) -> list[str]:
+    arguments: list[str] = []
+    if types:
+        (folder / "types.txt").write_text(type_lines(types), encoding="utf-8")
+        arguments += ["--tensor-type-file", "types.txt"]
+        # These two go before any pattern.
+        for option, tensor in (
+            ("--token-embedding-type", "token_embd.weight"),
+            ("--output-tensor-type", "output.weight"),
+        ):
+            if kind := types.get(tensor) or (option.startswith("--output") and types.get("token_embd.weight")):
+                arguments += [option, kind.lower()]
+    for key, value in metadata.items():
+        arguments += ["--override-kv", f"{key}={'int' if isinstance(value, int) else 'str'}:{value}"]
+    return arguments
 
 
 def check_source(source: GgufFile) -> None:

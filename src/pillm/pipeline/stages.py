@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
         Stage("export", "Convert to GGUF, with a round-trip check", "pillm.export.options:ExportOptions", "pillm.export.run:run",
               {"gguf": "model-{dtype}.gguf", "report": "export.json"}),
         Stage("quantize", "Quantize a GGUF file", "pillm.quantize.options:QuantizeOptions", "pillm.quantize.run:run",
-              {"gguf": "model-{type}.gguf", "others": "others", "report": "quantize.json"}),
+              {"gguf": "model-{type}.gguf", "others": "others", "report": "quantize.json"}, stands_on=("devices",)),
         Stage("evaluate", "Measure quality on held-out dialogues", "pillm.evaluate.options:EvaluateOptions", "pillm.evaluate.run:run",
               {"report": "quality.json", "answers": "answers.jsonl"}, deterministic=False),
         Stage("bench", "Measure speed on this machine", "pillm.bench.options:BenchOptions", "pillm.bench.run:run",
@@ -112,6 +112,8 @@ TOOLS: dict[str, Stage] = {
               "pillm.bench.history.run:run", {}, group="bench"),
         Stage("report", "Trends and roofline of the history as a page", "pillm.bench.trends.options:ReportOptions",
               "pillm.bench.trends.run:run", {}, group="bench"),
+        Stage("pareto", "Size and predicted divergence of mixes and recipes, as a page", "pillm.quantize.pareto_options:ParetoOptions",
+              "pillm.quantize.pareto:run", {}, group="quantize"),
         Stage("plan", "What fits on a board, how fast, with which settings", "pillm.plan.options:PlanOptions", "pillm.plan.run:run", {}, document=True),
         Stage("presets", "QLoRA presets: values, why, tested where", "pillm.train.presets_options:PresetsOptions",
               "pillm.train.presets_table:run", {}, document=True),
@@ -121,4 +123,5 @@ TOOLS: dict[str, Stage] = {
 COMMANDS = {**STAGES, **TOOLS}
 """Everything that has options: what the command line, the command builder and the forms show."""
 
-GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back"}
+GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back",
+          "quantize": "Smaller types, fitted or by recipe"}  # fmt: skip

@@ -14,7 +14,8 @@ from pillm.core.events import Emit, Log
 from pillm.core.paths import expanded
 from pillm.devices.architecture import from_config
 from pillm.devices.formats import BLOCKS, FLOATS
-from pillm.devices.model import Model, Shape, Tensor
+from pillm.devices.header import shape_of
+from pillm.devices.model import Model, Tensor
 from pillm.llamacpp.gguf_file import GgufFile, describe
 from pillm.models.refs import HubRef, PackageRef, PathRef, ServerRef, parse, resolve
 
@@ -126,7 +127,7 @@ def _from_ggufs(parts: list[GgufFile], read: str) -> Source:
             tensors.append(Tensor(tensor.name, tensor.type, tensor.shape))
     fixed = any(tensor.type not in FLOATS for tensor in tensors)
     quant = file.file_type if fixed else _float_type(tensors)
-    shape = _shape(file, tensors)
+    shape = shape_of(file.architecture, file.metadata, tensors, str(file.path))
     return Source(
         Model(file.name, quant, shape, tuple(tensors), file.lengths.get("tokenizer.ggml.merges", 0)), fixed, read
     )
@@ -135,55 +136,3 @@ def _from_ggufs(parts: list[GgufFile], read: str) -> Source:
 def _float_type(tensors: list[Tensor]) -> str:
     matrices = [tensor for tensor in tensors if tensor.is_matrix]
     return max(matrices, key=lambda tensor: tensor.elements).type if matrices else "F16"
-
-
-def _shape(file: GgufFile, tensors: list[Tensor]) -> Shape:
-    """The numbers of the header; what stands there as a list for each layer is taken from the tensors' shapes."""
-    architecture = file.architecture
-
-    def number(key: str, default: int = 0) -> int:
-        value = file.metadata.get(f"{architecture}.{key}", default)
-        return int(value) if isinstance(value, int | float) else default
-
-    sizes = {tensor.name: tensor.shape for tensor in tensors}
-    layers, width = number("block_count"), number("embedding_length")
-    embedding = sizes.get("token_embd.weight")
-    if not layers or not width or embedding is None:
-        raise UsageError(
-            f"{file.path}: the header does not say layers, width and embedding of a language model",
-            "give the GGUF file of a language model",
-        )
-    queries = max((shape[1] for name, shape in sizes.items() if name.endswith(".attn_q.weight")), default=0)
-    heads = number("attention.head_count") or max(1, queries // max(1, number("attention.key_length", 64)))
-    length = number("attention.key_length") or width // heads
-    value_length = number("attention.value_length") or length
-    kv_heads = tuple(_kv_heads(sizes, layer, heads, length, value_length) for layer in range(layers))
-    window = number("attention.sliding_window")
-    pattern = {"gemma3": 6, "gemma2": 2}.get(architecture, 0)
-    forward = max((shape[0] for name, shape in sizes.items() if ".ffn_down" in name), default=4 * width)
-    kernel = number("shortconv.l_cache")
-    return Shape(
-        architecture=architecture,
-        layers=layers,
-        width=width,
-        feed_forward=forward,
-        heads=heads,
-        kv_heads=kv_heads,
-        key_length=length,
-        value_length=value_length,
-        vocabulary=embedding[1],
-        context_length=file.context_length or 0,
-        sliding_window=window if pattern else 0,
-        sliding=tuple((layer + 1) % pattern != 0 for layer in range(layers)) if pattern and window else (),
-        recurrent_bytes=4 * width * (kernel - 1) * kv_heads.count(0) if kernel else 0,
-        experts=number("expert_count"),
-        experts_used=number("expert_used_count"),
-    )
-
-
-def _kv_heads(sizes: dict[str, tuple[int, ...]], layer: int, heads: int, length: int, value_length: int) -> int:
-    if keys := sizes.get(f"blk.{layer}.attn_k.weight"):
-        return keys[1] // length
-    if fused := sizes.get(f"blk.{layer}.attn_qkv.weight"):
-        return max(1, (fused[1] - heads * length) // (length + value_length))
-    return 0

@@ -36,7 +36,7 @@ def calibration(tools: LlamaCpp, model: GgufFile, data: Path, *, chunks: int, co
     """
     path = data_path(data)
     records = jsonl.read(path)
-    parts, templated = _render(model, records)
+    parts, templated = rendered(model, records)
     wanted = max(chunks, 2) * context
     text, used = "", 0
     # Where a dialogue has few tokens for its length, take more and count again.
@@ -57,7 +57,8 @@ def calibration(tools: LlamaCpp, model: GgufFile, data: Path, *, chunks: int, co
     return Calibration(text, min(chunks, found // context), used, templated)
 
 
-def _render(model: GgufFile, records: list[Record]) -> tuple[list[str], bool]:
+def rendered(model: GgufFile, records: list[Record]) -> tuple[list[str], bool]:
+    """Each dialogue's text, in the model's chat template if it has one that takes them (True), else the plain words."""
     if model.chat_template:
         template = ChatTemplate(model.chat_template, model.token_text(model.bos), model.token_text(model.eos))
         try:

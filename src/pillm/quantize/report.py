@@ -62,6 +62,46 @@ class Imatrix(msgspec.Struct, frozen=True):
     """Whether the dialogues were written in the model's chat template; else their plain words were."""
 
 
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures in the domain (`in`) or out of it (`out`), of the file and of the rival. `ratio` is of mean KLs, ours over
+    the rival's, with the paired bootstrap's 95 % interval over chunks.
+    """
+
+    side: str
+    chunks: int
+    tokens: int
+    kl_mean: float
+    kl_99: float
+    same_top: float
+    perplexity_ratio: float
+    rival_kl_mean: float | None = None
+    rival_kl_99: float | None = None
+    rival_same_top: float | None = None
+    rival_perplexity_ratio: float | None = None
+    ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+
+
+class Fitted(msgspec.Struct, frozen=True, kw_only=True):
+    """How a fitted file was made, and how it compares with the best stock file of no more bytes."""
+
+    method: str
+    plan: str
+    data: str
+    general: str
+    tokens: dict[str, int]
+    """That it was fitted on, by source."""
+    predicted_kl: float
+    rival: str
+    sides: tuple[Side, ...]
+    device: str = ""
+    decode_tps: float | None = None
+    prefill_tps: float | None = None
+    rival_decode_tps: float | None = None
+    rival_prefill_tps: float | None = None
+
+
 class Quantize(msgspec.Struct, frozen=True, kw_only=True):
     """`quantize.json`: the file to ship first, then the others."""
 
@@ -70,6 +110,7 @@ class Quantize(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     files: tuple[QuantizedFile, ...]
     imatrix: Imatrix | None = None
+    fitted: Fitted | None = None
     llamacpp: str
     version: int = 1
 

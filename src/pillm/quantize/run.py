@@ -31,6 +31,16 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
     matrix without one; data too short), FindingsError (bad data), GateError (a written file is not
     whole), MissingError, ResourceError, PillmError.
     """
+    if options.explain:
+        from pillm.quantize.explain import explain
+
+        return explain(options, emit)
+    _check_aims(options)
+    if options.type == "fit":
+        # Fitting needs torch, the recipes do not.
+        from pillm.quantize.fitting import run as fitting
+
+        return fitting.run(options, emit)
     source = describe(options.model)
     tool.check_source(source)
     kinds = [options.type, *dict.fromkeys(kind for kind in options.also if kind != options.type)]
@@ -72,6 +82,17 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
     metrics = {"bytes": files[0].bytes, "bits_per_weight": files[0].bits_per_weight}
     metrics |= {"fallback_share": round(files[0].fallback_share, 4)}
     return Result({"gguf": target, "others": options.out / OTHERS, "report": path}, metrics)
+
+
+def _check_aims(options: QuantizeOptions) -> None:
+    aims = [name for name in ("max_bytes", "like", "max_kld", "plan") if getattr(options, name) is not None]
+    if len(aims) > 1:
+        flags = ", ".join("--" + name.replace("_", "-") for name in aims)
+        raise UsageError(f"only one of {flags} can be kept", "leave the others out")
+    if options.type != "fit" and (aims or options.fit or options.device):
+        raise UsageError(f"--type {options.type} is one of llama.cpp's recipes", "leave it out where a file is fitted")
+    if options.min_tps and not options.device:
+        raise UsageError("--min-tps needs a board to predict the speed of", "add --device, as --device pi4-4gb")
 
 
 def _imatrix(tools: LlamaCpp, source: GgufFile, options: QuantizeOptions, emit: Emit) -> Imatrix:

@@ -1,0 +1,183 @@
+"""The steps of a fit, each kept in a folder of its own name, so that a killed run goes on where it was.
+
+The folder's name is a hash of everything that the steps depend on: the model's bytes, the texts' bytes, the options and
+the versions of what computes. Another budget uses the same steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import transformers
+
+from pillm.core.artifacts import atomic_file, clear_partials, sha256_file
+from pillm.core.errors import ResourceError
+from pillm.core.events import Emit, Log, Progress
+from pillm.core.shipped import data_path
+from pillm.llamacpp.gguf_file import GgufFile
+from pillm.llamacpp.install import LlamaCpp
+from pillm.quantize.fitting import costs, sensitivity, texts
+from pillm.quantize.fitting.costs import Table
+from pillm.quantize.fitting.sensitivity import Sensitivity
+from pillm.quantize.fitting.texts import Sides, Tokens
+from pillm.quantize.options import QuantizeOptions
+from pillm.quantize.weights import Loaded, load
+
+SEQUENCES = 48
+_BYTES_A_WEIGHT = 4
+# Activations of a short sequence, a layer's gradient, the libraries.
+_REST_BYTES = 1_500_000_000
+
+
+class Work:
+    """The steps of one model and one set of texts."""
+
+    def __init__(self, tools: LlamaCpp, source: GgufFile, options: QuantizeOptions, emit: Emit) -> None:
+        self._tools, self._source, self._options, self._emit = tools, source, options, emit
+        self.folder = options.out / "work" / self._key()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clear_partials(self.folder)
+        self._loaded: Loaded | None = None
+
+    @property
+    def loaded(self) -> Loaded:
+        """The model, read when it is first needed. Raises ResourceError where it would not fit."""
+        if self._loaded is None:
+            need = self._source.parameters * _BYTES_A_WEIGHT + self._source.parameters * 2 + _REST_BYTES
+            limit = self._options.max_memory
+            if limit is not None and need > limit * 1e9:
+                raise ResourceError(
+                    f"fitting {self._source.path.name} takes about {need / 1e9:.1f} GB, and --max-memory is {limit:g} GB",
+                    "allow more, or quantize without fitting",
+                )
+            self._emit(Progress("read the model", 0, 1, "models"))
+            self._loaded = load(self._source.path)
+            self._emit(Progress("read the model", 1, 1, "models"))
+        return self._loaded
+
+    def forget(self) -> None:
+        """Let go of the model: what comes next reads its own."""
+        self._loaded = None
+
+    def quick(self) -> Loaded:
+        """The model in 16 bits where the processor multiplies those faster; what is estimated does not mind."""
+        loaded = self.loaded
+        if torch.cuda.is_available():
+            loaded.model.to("cuda")
+        if _fast_bf16():
+            loaded.model.to(torch.bfloat16)
+        return loaded
+
+    def exact(self) -> Loaded:
+        """The model as the file has it. After `quick` it is read anew."""
+        if self._loaded is not None and next(self._loaded.model.parameters()).dtype != torch.float32:
+            self._loaded = None
+        return self.loaded
+
+    def sides(self) -> Sides:
+        """Tokens to fit on and to judge by."""
+
+        def make() -> dict[str, Any]:
+            options = self._options
+            found = texts.gather(
+                self._tools, self._source,
+                lambda prompts, wanted: texts.write_own(self.quick().model, prompts, wanted, seed=options.seed, emit=self._emit),
+                data=options.imatrix_data, general=options.general_data, tokens=max(options.fit_tokens, options.improve_tokens),
+                held_chunks=options.held_chunks, context=self.context, emit=self._emit,
+            )  # fmt: skip
+            names = list(found.shares)
+            return {"fit": found.fit, "inside": found.inside, "outside": found.outside,
+                    "names": np.array(names), "counts": np.array([found.shares[name] for name in names])}  # fmt: skip
+
+        kept = self._kept("texts", make)
+        shares = dict(zip(kept["names"].tolist(), kept["counts"].tolist(), strict=True))
+        return Sides(kept["fit"], kept["inside"], kept["outside"], shares)
+
+    @property
+    def context(self) -> int:
+        """Tokens of a chunk."""
+        return min(self._options.imatrix_context, self._source.context_length or self._options.imatrix_context)
+
+    @property
+    def mix_tokens(self) -> Tokens:
+        """Those that the mix is fitted on: a beginning of all, which is mixed."""
+        return self.sides().fit[: -(-self._options.fit_tokens // self.context)]
+
+    def moments(self) -> dict[str, Any]:
+        """Second moments by tensor."""
+        return self._kept("moments", lambda: sensitivity.moments(self.quick(), self.mix_tokens, self._emit))
+
+    def sensitivity(self) -> Sensitivity:
+        """Fisher information and costs of rounding inputs."""
+
+        def make() -> dict[str, Any]:
+            found = sensitivity.fisher(
+                self.quick(),
+                self.mix_tokens,
+                self.moments(),
+                sequences=SEQUENCES,
+                seed=self._options.seed,
+                emit=self._emit,
+            )
+            rounding = {f"rounding {name}": np.array([by[32], by[256]]) for name, by in found.rounding.items()}
+            return {f"rows {name}": rows for name, rows in found.rows.items()} | rounding
+
+        kept = self._kept("fisher", make)
+        rows = {name.removeprefix("rows "): value for name, value in kept.items() if name.startswith("rows ")}
+        rounding = {
+            name.removeprefix("rounding "): {32: float(value[0]), 256: float(value[1])}
+            for name, value in kept.items()
+            if name.startswith("rounding ")
+        }
+        return Sensitivity(self.moments(), rows, rounding, int(self.mix_tokens.size))
+
+    def matrix(self, *, embedding: bool) -> Path:
+        """The importance matrix; with the embedding's for a fitted file, without as llama-imatrix makes it for a stock one."""
+        path = self.folder / ("imatrix.gguf" if embedding else "imatrix-stock.gguf")
+        if not path.is_file():
+            costs.write_imatrix(path, self.moments(), self._source, int(self.mix_tokens.size), embedding=embedding)
+        return path
+
+    def table(self) -> Table:
+        """What each tensor costs in each type."""
+        return costs.table(
+            self._tools, self._source, self.sensitivity(), self.matrix(embedding=True), self.folder,
+            threads=self._options.threads, emit=self._emit,
+        )  # fmt: skip
+
+    def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self.folder / f"{name}.npz"
+        if not path.is_file():
+            made = make()
+            with atomic_file(path) as file:
+                np.savez(file, **made)  # pyright: ignore[reportArgumentType]
+        else:
+            self._emit(Log(f"{name}: taken from an earlier run", "debug"))
+        with np.load(path) as found:
+            return dict(found)
+
+    def _key(self) -> str:
+        options = self._options
+        own = ("imatrix_context", "fit_tokens", "improve_tokens", "held_chunks", "seed")
+        parts = [sha256_file(self._source.path), self._tools.version, str(torch.__version__), transformers.__version__]
+        parts += [str(getattr(options, name)) for name in own]
+        for path in (options.imatrix_data, options.general_data):
+            place = data_path(path) if path else None
+            parts.append(sha256_file(place) if place and place.is_file() else str(place))
+        for module in (texts, sensitivity, costs):
+            parts.append(sha256_file(Path(str(module.__file__))))
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:12]
+
+
+def _fast_bf16() -> bool:
+    from pillm.core.host import read_fact
+
+    return (
+        torch.cuda.is_available() or "avx512_bf16" in read_fact("/proc/cpuinfo") or "bf16" in read_fact("/proc/cpuinfo")
+    )
