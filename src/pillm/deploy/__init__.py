@@ -1,0 +1,1 @@
+"""Floor 2: packages for boards, and the way there."""
