@@ -113,6 +113,14 @@ TOOLS: dict[str, Stage] = {
         Stage("report", "Trends and roofline of the history as a page", "pillm.bench.trends.options:ReportOptions",
               "pillm.bench.trends.run:run", {}, group="bench"),
         Stage("plan", "What fits on a board, how fast, with which settings", "pillm.plan.options:PlanOptions", "pillm.plan.run:run", {}, document=True),
+        Stage("deploy", "Install on boards over ssh, start, check; or roll back", "pillm.deploy.options:DeployOptions", "pillm.deploy.run:run", {},
+              preview_at="pillm.deploy.run:preview"),
+        Stage("runtime", "llama.cpp with its services and tools for boards", "pillm.deploy.package.options:RuntimeOptions",
+              "pillm.deploy.package.runtime:run", {}, group="package"),
+        Stage("model", "A GGUF file with card, licence and settings", "pillm.deploy.package.options:ModelOptions",
+              "pillm.deploy.package.model:run", {}, group="package"),
+        Stage("repo", "A signed apt repository from a folder of packages", "pillm.deploy.package.options:RepoOptions",
+              "pillm.deploy.package.repo:run", {}, group="package"),
         Stage("presets", "QLoRA presets: values, why, tested where", "pillm.train.presets_options:PresetsOptions",
               "pillm.train.presets_table:run", {}, document=True),
     )
@@ -121,4 +129,5 @@ TOOLS: dict[str, Stage] = {
 COMMANDS = {**STAGES, **TOOLS}
 """Everything that has options: what the command line, the command builder and the forms show."""
 
-GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back"}
+GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back",
+          "package": "Debian packages for boards"}
