@@ -91,8 +91,7 @@ def measure(options: BenchOptions, emit: Emit) -> tuple[bytes, Callable[[], None
     if there.program != PATH.stat().st_size:
         ssh.replace(host, PATH, program)
     if there.whole != size:
-        ssh.send(host, options.model, model, min(there.part, size), there.free, emit)
-        ssh.publish(host, model, sha256)
+        ssh.send(host, options.model, model, sha256, min(there.part, size), there.free, emit)
     words = arguments(options)
     if options.host_llama:
         words.append(f"--llama-bin={options.host_llama}")

@@ -28,6 +28,18 @@ LOST = 255
 """ssh's own exit code; any other is the command's."""
 _BLOCK = 1 << 18
 _SPARE_BYTES = 32 * 2**20
+_PUBLISH = """import hashlib, os, sys
+name, wanted = sys.argv[1:]
+digest = hashlib.sha256()
+with open(name + ".part", "rb") as file:
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+if digest.hexdigest() == wanted:
+    os.replace(name + ".part", name)
+    print("right")
+else:
+    os.unlink(name + ".part")
+"""
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -57,21 +69,31 @@ def ask(host: Host, script: str) -> str:
     return ended.stdout.decode("utf-8", "replace")
 
 
-def send(host: Host, file: Path, name: str, begin: int, free: int, emit: Emit) -> None:
-    """Append what is missing of `file` to `NAME.part` there, from byte `begin` on. `free` bytes are free there.
+def send(host: Host, file: Path, name: str, sha256: str, begin: int, free: int, emit: Emit) -> None:
+    """Append what is missing of `file` to `NAME.part` there, from byte `begin` on, and give it its name if every byte is right.
 
-    Raises as `ask`.
+    `free` bytes are free there. Raises as `ask`, and NetworkError for wrong bytes, which are deleted.
     """
     size = file.stat().st_size
     if size - begin + (_SPARE_BYTES if size > _SPARE_BYTES else 0) > free:
         raise ResourceError(
             f"{host.name}: the disk is too full for {file.name}: {free / 1e6:.0f} MB are free, "
             f"{(size - begin) / 1e6:.0f} MB are missing",
-            "free some space there, for instance in ~/.cache/pillm/models, then run the same command again",
+            "free some space there, for instance in ~/.cache/pillm, then run the same command again",
         )
     if begin:
         emit(Log(f"{begin / 1e6:.0f} MB of {file.name} are on {host.name} already; going on from there"))
-    _stream(host, file, begin, f'cd "$HOME/.cache/pillm" && cat >> {shlex.quote(name)}.part', emit)
+    quoted = shlex.quote(name)
+    script = (
+        f'mkdir -p "$HOME/.cache/pillm/"{shlex.quote(name.rpartition("/")[0])} && cd "$HOME/.cache/pillm" && cat >> {quoted}.part '
+        f"&& exec python3 -c {shlex.quote(_PUBLISH)} {quoted} {sha256}"
+    )
+    if _stream(host, file, begin, script, emit).strip() != b"right":
+        what = "model" if name.endswith(".gguf") else "file"
+        raise NetworkError(
+            f"{host.name}: the copied {what} has another hash than the file here; the copy was deleted",
+            "run the same command again; if it happens again, its disk or memory card may be damaged",
+        )
 
 
 def replace(host: Host, file: Path, name: str) -> None:
@@ -80,23 +102,24 @@ def replace(host: Host, file: Path, name: str) -> None:
     _stream(host, file, 0, f'cd "$HOME/.cache/pillm" && cat > {quoted}.part && mv {quoted}.part {quoted}', silent)
 
 
-def _stream(host: Host, file: Path, begin: int, script: str, emit: Emit) -> None:
+def _stream(host: Host, file: Path, begin: int, script: str, emit: Emit) -> bytes:
     try:
         process = subprocess.Popen(
             command(host, script).argv,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
     except FileNotFoundError as error:
         raise MissingError("ssh: no such program", "Debian: sudo apt install openssh-client") from error
     with process:
-        if process.stdin is None or process.stderr is None:
+        if process.stdin is None or process.stdout is None or process.stderr is None:
             raise AssertionError("the child was started with pipes")
         try:
             _pour(file, begin, process.stdin, f"copy {file.name}", emit)
             said = process.stderr.read().decode("utf-8", "replace")
+            answer = process.stdout.read()
             code = process.wait()
         finally:
             if process.poll() is None:
@@ -106,6 +129,7 @@ def _stream(host: Host, file: Path, begin: int, script: str, emit: Emit) -> None
         if code == LOST:
             raise lost(host, ended, f"the connection was lost while {file.name} was copied")
         raise refused(host, code, said)
+    return answer
 
 
 def _pour(file: Path, begin: int, sink: IO[bytes], label: str, emit: Emit) -> None:
@@ -120,24 +144,6 @@ def _pour(file: Path, begin: int, sink: IO[bytes], label: str, emit: Emit) -> No
         sink.flush()
     with contextlib.suppress(BrokenPipeError):
         sink.close()
-
-
-def publish(host: Host, name: str, sha256: str) -> None:
-    """Give the copied file its name, if every byte of it is right. Raises NetworkError if not, and as `ask`."""
-    code = (
-        "import hashlib, os, sys\nname, wanted = sys.argv[1:]\ndigest = hashlib.sha256()\n"
-        "with open(name + '.part', 'rb') as file:\n"
-        "    for block in iter(lambda: file.read(1 << 20), b''):\n        digest.update(block)\n"
-        "if digest.hexdigest() == wanted:\n    os.replace(name + '.part', name)\n    print('right')\n"
-        "else:\n    os.unlink(name + '.part')\n"
-    )
-    script = f'cd "$HOME/.cache/pillm" && exec python3 -c {shlex.quote(code)} {shlex.quote(name)} {sha256}'
-    if ask(host, script).strip() != "right":
-        what = "model" if name.endswith(".gguf") else "file"
-        raise NetworkError(
-            f"{host.name}: the copied {what} has another hash than the file here; the copy was deleted",
-            "run the same command again; if it happens again, its disk or memory card may be damaged",
-        )
 
 
 def refused(host: Host, code: int, said: str) -> PillmError:

@@ -36,13 +36,14 @@ _SPARE_BYTES = 64 * 10**6
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What a board is and has, in bytes; `sizes` are those of files below pillm's cache there."""
+    """What a board is and has, in bytes; `sizes` are those of files below `base`, pillm's cache there."""
 
     architecture: str
     machine: str
     system: str
     board: str
     memory_bytes: int
+    base: str
     home_free_bytes: int
     usr_free_bytes: int
     one_disk: bool
@@ -157,16 +158,13 @@ def copy(host: ssh.Host, facts: Facts, packages: Sequence[Package], emit: Emit) 
     for package in packages:
         if facts.sizes.get(package.place) == package.size:
             continue
-        ssh.ask(host, f'mkdir -p "$HOME/.cache/pillm/{package.place.rpartition("/")[0]}"')
         begin = min(facts.sizes.get(f"{package.place}.part", 0), package.size)
-        ssh.send(host, package.path, package.place, begin, facts.home_free_bytes, emit)
-        ssh.publish(host, package.place, package.sha256)
+        ssh.send(host, package.path, package.place, package.sha256, begin, facts.home_free_bytes, emit)
 
 
-def install(host: ssh.Host, options: DeployOptions, release: dict[str, Any], emit: Emit) -> Done:
+def install(host: ssh.Host, facts: Facts, options: DeployOptions, release: dict[str, Any], emit: Emit) -> Done:
     """Install, start, check; what was there before comes back if that fails. Raises PillmError of the fault's kind."""
-    base = ssh.ask(host, 'echo "$HOME/.cache/pillm"').strip()
-    return _work(host, "install", {**_plan(options), "base": base, "release": release}, emit)
+    return _work(host, "install", {**_plan(options), "base": facts.base, "release": release}, emit)
 
 
 def rollback(host: ssh.Host, options: DeployOptions, emit: Emit) -> Done:

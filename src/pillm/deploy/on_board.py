@@ -136,6 +136,7 @@ def facts(asked: dict[str, Any]) -> dict[str, Any]:
         "system": system.get("PRETTY_NAME", "").strip('"'),
         "board": read(Path("/proc/device-tree/model")),
         "memory_bytes": int(memory.get("MemTotal", 0)) * 1024,
+        "base": str(base),
         "home_free_bytes": at_home,
         "usr_free_bytes": at_usr,
         "one_disk": home_disk == usr_disk,

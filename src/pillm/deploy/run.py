@@ -180,7 +180,7 @@ def _deploy(host: ssh.Host, options: DeployOptions, workshop: Workshop, emit: Em
     release = board.release_of(packages[1].model, packages)
     if not board.is_there(facts, release):
         board.copy(host, facts, packages, emit)
-    return board.install(host, options, release, emit)
+    return board.install(host, facts, options, release, emit)
 
 
 def _named(release: dict[str, object]) -> str:
