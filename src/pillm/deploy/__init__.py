@@ -1,1 +1,1 @@
-"""Floor 2: packages for boards, and the way there."""
+"""Floor 2, above the stages: packages for boards, and the way there."""
