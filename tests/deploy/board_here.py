@@ -126,6 +126,24 @@ class Board:
                     found.append(one)
         return found
 
+    def names(self) -> set[str]:
+        """The names of what works there."""
+        found = set()
+        for one in self.workers():
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                found.add(one.name())
+        return found
+
+    def power_off(self) -> None:
+        """Everything there ends at once, and what it had in /run is gone."""
+        self.cut()
+        for one in self.workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        subprocess.run(["umount", "-l", self.root / "run"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", self.root / "run"], check=True)
+        (self.root / "run/systemd/system").mkdir(parents=True)
+
     def files(self) -> dict[str, str]:
         """What is there of pillm: files by content, packages, units that are enabled."""
         found = {}
@@ -220,6 +238,9 @@ def board_here(folder: Path, name: str = "board", upper_mb: int = 0) -> Iterator
         mount("-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={disk}/upper,workdir={disk}/work", made.root)
         mount("-t", "proc", "proc", made.root / "proc")
         mount("--bind", "/dev", made.root / "dev")
+        # Else what is mounted below it would show in this machine's own /dev, too.
+        subprocess.run(["mount", "--make-private", made.root / "dev"], check=True)
+        mount("-t", "devpts", "devpts", made.root / "dev/pts")
         mount("-t", "tmpfs", "tmpfs", made.root / "run")
         (made.root / "run/systemd/system").mkdir(parents=True)
         for one in ("usr/bin/systemctl", "bin/systemctl"):
@@ -232,11 +253,14 @@ def board_here(folder: Path, name: str = "board", upper_mb: int = 0) -> Iterator
         for file in (made.root / "etc/apt/apt.conf.d").iterdir():
             file.unlink()
         # A board with few packages: dpkg reads the list of every package's files, each time.
-        mount("-t", "tmpfs", "tmpfs", made.root / "var/lib/dpkg/info")
+        dpkg = made.root / "var/lib/dpkg"
+        mount("-t", "tmpfs", "tmpfs", dpkg)
         mount("-t", "tmpfs", "tmpfs", made.root / "var/lib/apt/lists")
-        for name in ("status", "available", "triggers/File"):
-            (made.root / "var/lib/dpkg" / name).write_text("")
-        (made.root / "var/lib/dpkg/info/format").write_text("1\n")
+        for name in ("info", "updates", "triggers", "alternatives", "parts"):
+            (dpkg / name).mkdir()
+        (dpkg / "info/format").write_text("1\n")
+        for name in ("status", "available"):
+            (dpkg / name).touch()
         for file in (made.root / "var/cache/apt").glob("*.bin"):
             file.unlink()
         # A test's disk may lose what it has when the power goes.
@@ -268,4 +292,5 @@ def board_here(folder: Path, name: str = "board", upper_mb: int = 0) -> Iterator
             server.terminate()
             server.wait(20)
             for one in made.workers():
-                one.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()

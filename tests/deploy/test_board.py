@@ -63,4 +63,4 @@ def test_a_board_that_boots_is_deployed_to_and_answers(packages, tmp_path):
         assert [line["id"] for line in board_vm.results(board, NAME, "batch.jsonl", 900)] == [
             line["id"] for line in wanted
         ]
-        assert board_vm.stop(board, NAME).startswith("success")
+        assert board_vm.stop(board, NAME) == "success, inactive, 0 processes left"

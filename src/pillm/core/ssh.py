@@ -29,7 +29,9 @@ LOST = 255
 _BLOCK = 1 << 18
 _SPARE_BYTES = 32 * 2**20
 _PUBLISH = """import hashlib, os, sys
-name, wanted = sys.argv[1:]
+name, size, wanted = sys.argv[1:]
+if os.path.getsize(name + ".part") < int(size):
+    sys.exit("the copy was cut off")
 digest = hashlib.sha256()
 with open(name + ".part", "rb") as file:
     for block in iter(lambda: file.read(1 << 20), b""):
@@ -86,7 +88,7 @@ def send(host: Host, file: Path, name: str, sha256: str, begin: int, free: int, 
     quoted = shlex.quote(name)
     script = (
         f'mkdir -p "$HOME/.cache/pillm/"{shlex.quote(name.rpartition("/")[0])} && cd "$HOME/.cache/pillm" && cat >> {quoted}.part '
-        f"&& exec python3 -c {shlex.quote(_PUBLISH)} {quoted} {sha256}"
+        f"&& exec python3 -c {shlex.quote(_PUBLISH)} {quoted} {size} {sha256}"
     )
     if _stream(host, file, begin, script, emit).strip() != b"right":
         what = "model" if name.endswith(".gguf") else "file"

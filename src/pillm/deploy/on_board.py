@@ -251,7 +251,8 @@ def refusal(said: str, what: str) -> Failed:
     """What of apt's and dpkg's many words says why."""
     if "No space left on device" in said:
         return Failed(f"the disk is full: {what}", "free some space there, then run the same command again", 5)
-    words = [line.strip() for line in said.splitlines()]
+    # What dpkg says of a file stands on the line after it.
+    words = [line.strip() for line in re.sub(r":\n +", ": ", said).splitlines() if "Can not write log" not in line]
     # What a package's own script says, then what is missing, then apt's and dpkg's errors.
     for pattern in (r"pillm[\w-]*: ", r".*Depends: |.*does not match system", r"E: |dpkg: error"):
         if why := [line for line in words if re.match(pattern, line)]:
