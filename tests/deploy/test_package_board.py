@@ -305,7 +305,8 @@ def test_the_service_answers_and_comes_back_after_a_crash(tmp_path: Path, smollm
             service.send_signal(signal.SIGTERM)
             assert service.wait(30) == 0
         finally:
-            service.kill()
+            service.terminate()
+            service.wait(60)
     said = subprocess.run(question, capture_output=True, text=True)
     assert said.returncode == 4
     assert "sudo systemctl start pillm-server@tutor" in said.stderr

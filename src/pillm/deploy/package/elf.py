@@ -45,7 +45,8 @@ def dependencies(files: Sequence[Path], triplet: str) -> str:
     Raises PillmError for a library that is neither Debian's nor among the files.
     """
     said = _run([_tool(triplet, "readelf"), "--dynamic", "--version-info", "--wide", *map(str, files)])
-    own = {path.name for path in files}
+    # Libraries are asked for by the names of links to them.
+    own = {path.name for folder in {path.parent for path in files} for path in folder.iterdir()}
     needed = set(_NEEDED.findall(said)) - own
     if unknown := needed - PACKAGES.keys():
         raise PillmError(f"the programs need {', '.join(sorted(unknown))}, which no package is known for")
