@@ -129,5 +129,8 @@ TOOLS: dict[str, Stage] = {
 COMMANDS = {**STAGES, **TOOLS}
 """Everything that has options: what the command line, the command builder and the forms show."""
 
-GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back",
-          "package": "Debian packages for boards"}
+GROUPS = {
+    "dataset": "Datasets: check, describe, count, split, convert",
+    "bench": "Measure, compare, look back",
+    "package": "Debian packages for boards",
+}
