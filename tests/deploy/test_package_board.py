@@ -290,6 +290,23 @@ def test_bad_lines_same_names_and_links(root: Path, echo: int, tmp_path: Path) -
 
 
 @pytest.mark.llamacpp
+def test_measuring_by_name_takes_the_packaged_tools_and_the_models_file(
+    tmp_path: Path, smollm2_gguf: Path, tools
+) -> None:
+    root = board_tree.make(tmp_path / "root", tools.bin, smollm2_gguf)
+    for words in ([], ["--model", "tutor"], ["--model=tutor"]):
+        said = subprocess.run(
+            [root / "usr/bin/pillm-bench", *words, "--dry-run"], capture_output=True, text=True, check=True
+        )
+        assert f"llama-bench --model {root}/usr/share/pillm/models/tutor/model.gguf " in said.stdout
+    said = subprocess.run(
+        [root / "usr/bin/pillm-bench", "--model", "other", "--dry-run"], capture_output=True, text=True
+    )
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "there is: tutor" in said.stderr
+
+
+@pytest.mark.llamacpp
 @pytest.mark.model
 def test_the_service_answers_and_comes_back_after_a_crash(tmp_path: Path, smollm2_gguf: Path, tools) -> None:
     root = board_tree.make(tmp_path / "root", tools.bin, smollm2_gguf)
