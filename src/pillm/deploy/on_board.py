@@ -399,10 +399,10 @@ def check(plan: dict[str, Any], release: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.3)
     healthy = time.monotonic() - began
     step("first answer")
-    words = {"messages": [{"role": "user", "content": plan["prompt"]}], "max_tokens": plan["tokens"], "stream": True}
+    words = {"messages": [{"role": "user", "content": plan["prompt"]}], "max_tokens": plan["tokens"], "temperature": 0}
     began, first, text = time.monotonic(), 0.0, ""
     try:
-        with ask(f"{url}/v1/chat/completions", key, plan["limit"], words) as lines:
+        with ask(f"{url}/v1/chat/completions", key, plan["limit"], {**words, "stream": True}) as lines:
             for line in lines:
                 if line.startswith(b"data: {"):
                     choices = json.loads(line[6:]).get("choices") or [{}]
