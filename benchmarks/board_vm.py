@@ -21,7 +21,8 @@ from pathlib import Path
 
 from emulated.machine import CORES, HOST, Machine, lacking, machine
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Complete: The capital of France is"
+"""SmolLM2-135M knows it in this form only."""
 NAME = "tutor"
 
 
@@ -36,6 +37,7 @@ def deploy(board: Machine, runtime: Path, model: Path) -> tuple[float, subproces
         f"--host={HOST}",
         f"--ssh-config={board.config}",
         f"--runtime={runtime}",
+        f"--prompt={QUESTION}",
     ]
     argv += [] if model.suffix == ".deb" else [f"--name={NAME}"]
     began = time.monotonic()
@@ -82,7 +84,7 @@ def results(board: Machine, name: str, job: str, seconds: float) -> list[dict[st
 
 def questions(count: int) -> list[dict[str, object]]:
     return [
-        {"id": f"job-{number}", "prompt": f"Number {number}:", "max_tokens": 4, "temperature": 0}
+        {"id": f"job-{number}", "prompt": f"Number {number}:", "max_tokens": 2, "temperature": 0}
         for number in range(count)
     ]
 
@@ -98,14 +100,14 @@ def stop(board: Machine, name: str) -> str:
 
 def cut_power(board: Machine, name: str, jobs: int, cuts: int, rng: random.Random) -> str:
     """Jobs one a file, the power cut at random moments; then every result is counted."""
+    script = [f"cd /var/spool/pillm/{name}/in"]
     for number, line in enumerate(questions(jobs)):
-        text = json.dumps(line)
-        board.run(
-            f"cd /var/spool/pillm/{name}/in && echo '{text}' > .{number} && chown pillm:pillm .{number} && mv .{number} {number:02d}.jsonl"
+        script.append(
+            f"echo '{json.dumps(line)}' > .{number} && chown pillm:pillm .{number} && mv .{number} {number:02d}.jsonl"
         )
-    board.run("sync")
+    board.run("\n".join((*script, "sync")))
     for _ in range(cuts):
-        time.sleep(rng.uniform(2, 25))
+        time.sleep(rng.uniform(5, 50))
         board.cut()
         board.on()
     end = time.monotonic() + 900
