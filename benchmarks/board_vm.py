@@ -106,21 +106,23 @@ def cut_power(board: Machine, name: str, jobs: int, cuts: int, rng: random.Rando
             f"echo '{json.dumps(line)}' > .{number} && chown pillm:pillm .{number} && mv .{number} {number:02d}.jsonl"
         )
     board.run("\n".join((*script, "sync")))
+
+    def done() -> int:
+        return int(board.run(f"ls /var/spool/pillm/{name}/out | grep -c '^[0-9][0-9].jsonl'", check=False).stdout or 0)
+
+    counts = []
     for _ in range(cuts):
         time.sleep(rng.uniform(5, 50))
+        counts.append(done())
         board.cut()
         board.on()
     end = time.monotonic() + 900
-    while (
-        time.monotonic() < end
-        and int(board.run(f"ls /var/spool/pillm/{name}/out | grep -c '^[0-9][0-9].jsonl'", check=False).stdout or 0)
-        < jobs
-    ):
+    while time.monotonic() < end and done() < jobs:
         time.sleep(3)
     lines = board.run(f"cat /var/spool/pillm/{name}/out/[0-9]*.jsonl").stdout.splitlines()
     ids = [json.loads(line)["id"] for line in lines]
     rest = board.run(f"find /var/spool/pillm/{name}/in /var/spool/pillm/{name}/work -type f | wc -l").stdout.strip()
-    return f"{len(ids)} results, {len(set(ids))} different, {jobs - len(set(ids))} lost, {rest} files left in the spool"
+    return f"{len(ids)} results, {len(set(ids))} different, {jobs - len(set(ids))} lost, {rest} files left in the spool; at the cuts {counts} were done"
 
 
 def main() -> int:

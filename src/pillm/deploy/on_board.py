@@ -275,18 +275,23 @@ def unit_is(word: str, unit: str) -> bool:
 
 def before(state: dict[str, Any], release: Release) -> dict[str, Any]:
     """What would have to be put back: written down before the first change, and kept if the power is cut."""
-    if begun := state.get("begun"):
+    begun = state.get("begun")
+    if begun:
         log("an earlier deploy was interrupted here; what was before it still counts as before", "warning")
         run("dpkg", "--configure", "-a")
-        return begun
     both = [one for one in (state.get("current"), release) if one]
     names = {package["package"] for one in both for package in one["packages"]}
     units = {one["unit"] for one in both}
-    return {
+    found = {
         "release": state.get("current"),
         "packages": {name: installed(name) for name in sorted(names)},
         "units": {unit: [unit_is("enabled", unit), unit_is("active", unit)] for unit in sorted(units)},
     }
+    if not begun:
+        return found
+    # What only this deploy brings counts as it is now.
+    packages, units = ({**found[name], **begun[name]} for name in ("packages", "units"))
+    return {"release": begun["release"], "packages": packages, "units": units}
 
 
 def put_back(was: dict[str, Any]) -> None:
