@@ -132,7 +132,7 @@ def unpack(suite: str, folder: Path) -> Path:
 @contextmanager
 def entered(root: Path) -> Iterator[None]:
     """The kernel's file systems, mounted in a root while something runs in it; no service starts there (policy-rc.d)."""
-    mounts = [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev"), ("tmpfs", "run")]
+    mounts = [("proc", "proc"), ("sysfs", "sys"), ("devtmpfs", "dev"), ("tmpfs", "run"), ("devpts", "dev/pts")]
     done: list[Path] = []
     policy = root / "usr/sbin/policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
@@ -144,6 +144,9 @@ def entered(root: Path) -> Iterator[None]:
             )
             subprocess.run(argv, check=True)
             done.append(root / name)
+            if name == "dev":
+                # Else what is mounted below it would show in this machine's own /dev, too.
+                subprocess.run(["mount", "--make-private", root / name], check=True)
         yield
     finally:
         for place in reversed(done):
