@@ -6,7 +6,7 @@ A root is a Debian for arm64 with python3 and libgomp1, as made by
 
     debootstrap --arch=arm64 --variant=minbase --include=python3,libgomp1,libstdc++6 bookworm bookworm
 
-and the tools are llama.cpp's with a CPU backend for each kind of core (default: what `pillm.llamacpp.arm64` builds).
+and the tools are llama.cpp's with a CPU backend for each kind of core (default: what `pillm.llamacpp.portable` builds).
 Programs of the root run under qemu-user, which the kernel starts by binfmt_misc (Debian: qemu-user-static). What is
 checked: that it runs, that the document fits the schema, is marked as emulated and invalid, and names the right CPU
 backend. **Emulated figures say nothing about a board's speed.** Needs root, for chroot and mounts that end with it.
@@ -104,9 +104,9 @@ def main() -> int:
 
 def _built() -> Path:
     from pillm.core.events import silent
-    from pillm.llamacpp import arm64
+    from pillm.llamacpp.portable import TARGETS, ensure
 
-    return arm64.ensure(silent)
+    return ensure(TARGETS["arm64"], silent)
 
 
 def _run(root: Path, core: str, tools: Path, model: Path) -> tuple[subprocess.CompletedProcess[str], str]:

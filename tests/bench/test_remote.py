@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -77,8 +78,10 @@ class Board:
     def cut(self) -> None:
         """The connection breaks: the server's processes for it are gone."""
         for one in psutil.Process(self.sshd).children(recursive=True):
-            if "sshd" in one.name():
-                one.kill()
+            # One that ends meanwhile takes others along.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "sshd" in one.name():
+                    one.kill()
 
     def running(self) -> list[psutil.Process]:
         """pi_bench there."""

@@ -9,11 +9,12 @@ import msgspec
 
 from pillm.bench.options import BenchOptions
 from pillm.bench.pi_bench import rows_of, table_of
-from pillm.bench.program import PATH, arguments, document_of, follow
+from pillm.bench.program import PATH, arguments, document_of
 from pillm.core.artifacts import artifact_of, clear_partials, write_atomic
 from pillm.core.command import Command
 from pillm.core.errors import GateError, PillmError, UsageError, writing
 from pillm.core.events import Emit, Log, Made, Output
+from pillm.core.follow import follow
 from pillm.core.stage import MetricValue, Result
 from pillm.history.document import Run, best
 from pillm.llamacpp.gguf_file import describe

@@ -34,11 +34,18 @@ _NO_COMPILER = (
 
 
 def build(
-    source: Path, home: Path, key: str, emit: Emit, *, options: Sequence[str] | None = None, foreign: bool = False
+    source: Path,
+    home: Path,
+    key: str,
+    emit: Emit,
+    *,
+    options: Sequence[str] | None = None,
+    tools: Sequence[str] = pin.TOOLS,
+    shared: bool = False,
 ) -> None:
-    """Build the tools of `source` with `options` (default: `pin.OPTIONS`) and publish them as `home/key/bin`.
+    """Build `tools` of `source` with `options` (default: `pin.OPTIONS`) and publish them as `home/key/bin`.
 
-    A `foreign` build is for another processor: nothing of it is started here, and its libraries are published, too.
+    A `shared` build may be for another processor: nothing of it is started here, and its libraries are published, too.
 
     The build tree `home/build-<key>` stays until the tools are published, so a killed build goes on
     where it was. The log is `home/logs/build-<key>.log`.
@@ -56,11 +63,11 @@ def build(
                 "free some space, or set PILLM_CACHE to a folder on another disk",
             )
         _configure(source, tree, log, options, emit)
-        _compile(tree, log, emit)
-        if not foreign:
+        _compile(tree, log, tools, emit)
+        if not shared:
             _smoke(tree / "bin", log)
-        made = [tree / "bin" / name for name in pin.TOOLS]
-        made += sorted((tree / "bin").glob("lib*.so*")) if foreign else []
+        made = [tree / "bin" / name for name in tools]
+        made += sorted((tree / "bin").glob("lib*.so*")) if shared else []
         with atomic_folder(home / key) as folder:
             (folder / "bin").mkdir()
             for path in made:
@@ -104,7 +111,7 @@ def _configure(source: Path, tree: Path, log: Path, options: Sequence[str], emit
         raise _diagnosis(log, "llama.cpp cannot be configured")
 
 
-def _compile(tree: Path, log: Path, emit: Emit) -> None:
+def _compile(tree: Path, log: Path, tools: Sequence[str], emit: Emit) -> None:
     def step(line: str) -> None:
         if match := _STEP.match(line):
             emit(Progress("build llama.cpp", int(match[1]), int(match[2]), "steps"))
@@ -112,7 +119,7 @@ def _compile(tree: Path, log: Path, emit: Emit) -> None:
     memory = int(psutil.virtual_memory().available // _BYTES_A_JOB)
     jobs = max(1, min(os.cpu_count() or 1, memory))
     # Not through `cmake --build`: if we are killed, our child dies with us, but not the child's child.
-    argv = (str(_program("ninja")), "-C", str(tree), "-j", str(jobs), *pin.TOOLS)
+    argv = (str(_program("ninja")), "-C", str(tree), "-j", str(jobs), *tools)
     if run(Command(argv, _environment()), log=log, on_line=step):
         raise _diagnosis(log, "llama.cpp cannot be built")
 

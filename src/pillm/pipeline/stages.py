@@ -115,6 +115,14 @@ TOOLS: dict[str, Stage] = {
         Stage("pareto", "Size and predicted divergence of mixes and recipes, as a page", "pillm.quantize.pareto_options:ParetoOptions",
               "pillm.quantize.pareto:run", {}, group="quantize"),
         Stage("plan", "What fits on a board, how fast, with which settings", "pillm.plan.options:PlanOptions", "pillm.plan.run:run", {}, document=True),
+        Stage("deploy", "Install on boards over ssh, start, check; or roll back", "pillm.deploy.options:DeployOptions", "pillm.deploy.run:run", {},
+              preview_at="pillm.deploy.run:preview"),
+        Stage("runtime", "llama.cpp with its services and tools for boards", "pillm.deploy.package.options:RuntimeOptions",
+              "pillm.deploy.package.runtime:run", {}, group="package"),
+        Stage("model", "A GGUF file with card, licence and settings", "pillm.deploy.package.options:ModelOptions",
+              "pillm.deploy.package.model:run", {}, group="package"),
+        Stage("repo", "A signed apt repository from a folder of packages", "pillm.deploy.package.options:RepoOptions",
+              "pillm.deploy.package.repo:run", {}, group="package"),
         Stage("presets", "QLoRA presets: values, why, tested where", "pillm.train.presets_options:PresetsOptions",
               "pillm.train.presets_table:run", {}, document=True),
     )
@@ -123,5 +131,9 @@ TOOLS: dict[str, Stage] = {
 COMMANDS = {**STAGES, **TOOLS}
 """Everything that has options: what the command line, the command builder and the forms show."""
 
-GROUPS = {"dataset": "Datasets: check, describe, count, split, convert", "bench": "Measure, compare, look back",
-          "quantize": "Smaller types, fitted or by recipe"}  # fmt: skip
+GROUPS = {
+    "dataset": "Datasets: check, describe, count, split, convert",
+    "bench": "Measure, compare, look back",
+    "quantize": "Smaller types, fitted or by recipe",
+    "package": "Debian packages for boards",
+}

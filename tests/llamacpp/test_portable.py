@@ -9,12 +9,13 @@ import pytest
 
 from pillm.core.errors import MissingError, PillmError
 from pillm.core.events import silent
-from pillm.llamacpp import arm64, pin
+from pillm.llamacpp import pin, portable
 from pillm.llamacpp.install import CONVERTER
 
+ARM64 = portable.TARGETS["arm64"]
 _AARCH64 = 183  # EM_AARCH64 of the ELF specification
-LISTED = [*arm64.VARIANTS, "armv8.6_1", "armv9.2_2"]
-needs_compiler = pytest.mark.skipif(shutil.which(f"{arm64.COMPILER}-g++") is None, reason="no cross compiler")
+LISTED = [*ARM64.variants, "armv8.6_1", "armv9.2_2"]
+needs_compiler = pytest.mark.skipif(shutil.which(f"{ARM64.triplet}-g++") is None, reason="no cross compiler")
 
 
 @pytest.fixture
@@ -31,10 +32,10 @@ def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         "set(CMAKE_LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)",
         "add_subdirectory(ggml/src)",
     ]
-    for name in pin.TOOLS:
+    for name in portable.TOOLS:
         (folder / f"{name}.cpp").write_text("int f(); int main() { return f(); }\n")
-        lines += [f"add_executable({name} {name}.cpp)", f"target_link_libraries({name} ggml-cpu-{arm64.VARIANTS[0]})"]
-        lines += [f"add_dependencies({name} {' '.join(f'ggml-cpu-{variant}' for variant in arm64.VARIANTS)})"]
+        lines += [f"add_executable({name} {name}.cpp)", f"target_link_libraries({name} ggml-cpu-{ARM64.variants[0]})"]
+        lines += [f"add_dependencies({name} {' '.join(f'ggml-cpu-{variant}' for variant in ARM64.variants)})"]
     (folder / "CMakeLists.txt").write_text("\n".join(lines) + "\n")
     (folder / "ggml/src/backend.cpp").write_text("int f() { return 0; }\n")
     variants = "".join(f"            ggml_add_cpu_backend_variant({name}    DOTPROD)\n" for name in LISTED)
@@ -49,10 +50,10 @@ def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @needs_compiler
 def test_tools_libraries_and_only_the_boards_backends_are_published_for_arm64(source: Path) -> None:
     before = (source / "ggml/src/CMakeLists.txt").read_text()
-    folder = arm64.ensure(silent)
+    folder = portable.ensure(ARM64, silent)
     assert {path.name for path in folder.iterdir()} == {
-        *pin.TOOLS,
-        *(f"libggml-cpu-{name}.so" for name in arm64.VARIANTS),
+        *portable.TOOLS,
+        *(f"libggml-cpu-{name}.so" for name in ARM64.variants),
     }
     for path in folder.iterdir():
         assert int.from_bytes(path.read_bytes()[18:20], "little") == _AARCH64
@@ -60,18 +61,18 @@ def test_tools_libraries_and_only_the_boards_backends_are_published_for_arm64(so
     assert b"$ORIGIN" in (folder / "llama-server").read_bytes()
     # The source that other builds use is as it was.
     assert (source / "ggml/src/CMakeLists.txt").read_text() == before
-    assert arm64.ensure(silent) == folder
+    assert portable.ensure(ARM64, silent) == folder
 
 
 @needs_compiler
 def test_a_list_without_the_boards_backends_is_an_error(source: Path) -> None:
     (source / "ggml/src/CMakeLists.txt").write_text("\n")
     with pytest.raises(PillmError, match=r"armv8.0_1, armv8.2_1, armv8.2_2 is not in the list"):
-        arm64.ensure(silent)
+        portable.ensure(ARM64, silent)
 
 
 def test_without_a_cross_compiler_it_says_how_to_get_one(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MissingError) as error:
-        arm64.ensure(silent)
+        portable.ensure(ARM64, silent)
     assert "apt install gcc-aarch64-linux-gnu" in error.value.hint
