@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ from pillm.devices.formats import BLOCKS, tensor_bytes  # noqa: E402
 from pillm.quantize.fitting import allocation, plan_file  # noqa: E402
 from pillm.quantize.fitting.board import Board  # noqa: E402
 from pillm.quantize.fitting.costs import TYPES, Cell, Table, legal, padded  # noqa: E402
-from pillm.quantize.fitting.run import fixed, overhead  # noqa: E402
+from pillm.quantize.fitting.run import fixed, gate, overhead  # noqa: E402
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.model, pytest.mark.train]
 
@@ -171,19 +172,16 @@ def test_a_budget_is_kept_and_one_below_the_smallest_file_says_the_smallest(
     assert told.fitted.rival == ""
 
 
-def test_a_file_that_is_worse_than_the_recipe_is_refused(
-    fitted: tuple[Path, list[Event]], random_gguf: Callable[[str], Path], tmp_path: Path
-) -> None:
-    out, model = fitted[0], random_gguf("llama3")
-    shutil.copytree(out / "work", tmp_path / "out" / "work")
-    names = list(plan_file.read(out / "plan.yaml").tensors)
-    bad = tmp_path / "bad.yaml"
-    # As many bytes as Q5_K_M has, spent on the layers; the embedding, which is the head as well, gets what is left.
-    bad.write_text("pillm-plan: 1\ntensors:\n" + "".join(f"  {n}: {'Q5_1' if 'embd' in n else 'F16'}\n" for n in names))
-    with pytest.raises(GateError, match="is worse than"):
-        run(options(model, tmp_path / "out", plan=bad), silent)
-    assert not (tmp_path / "out" / "model-fit.gguf").exists()
-    assert not (tmp_path / "out" / "quantize.json").exists()
+def test_a_file_that_is_worse_than_the_recipe_on_either_side_is_refused() -> None:
+    """Made-up figures: what is refused is a matter of them alone."""
+    figures = {"chunks": 4, "tokens": 128, "kl_mean": 0.02, "kl_99": 0.1, "same_top": 0.9, "perplexity_ratio": 1.0}
+    good, bad = (report.Side(side=side, ratio=ratio, **figures) for side, ratio in (("in", 0.5), ("out", 1.01)))
+    told = report.Fitted(
+        method="mix", plan="plan.yaml", data="", general="", tokens={}, predicted_kl=0.02, rival="Q5_0", sides=(good,)
+    )
+    gate(told)
+    with pytest.raises(GateError, match=r"worse than Q5_0.*out of the domain 1\.01 times"):
+        gate(msgspec.structs.replace(told, sides=(good, bad)))
 
 
 def test_texts_that_will_not_do_are_told(random_gguf: Callable[[str], Path], tmp_path: Path) -> None:

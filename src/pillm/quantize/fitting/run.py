@@ -89,7 +89,7 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
         fitted = _fitted(options, made_plan, work, rival, figures, rival_figures, board)
         for line in table_lines(fitted):
             emit(Log(line))
-        _gate(fitted)
+        gate(fitted)
         text = plan_file.to_yaml(made_plan)
         with atomic_folder(options.out / OTHERS) as others:
             if rival and rival_file:
@@ -320,7 +320,8 @@ def table_lines(fitted: Fitted) -> list[str]:
     return lines
 
 
-def _gate(fitted: Fitted) -> None:
+def gate(fitted: Fitted) -> None:
+    """Raises GateError if the file's mean KL is above the rival's on any side."""
     worse = [side for side in fitted.sides if side.ratio is not None and side.ratio > 1]
     if worse:
         what = " and ".join(f"{side.side} of the domain {side.ratio:.2f} times" for side in worse)
