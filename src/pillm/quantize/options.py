@@ -17,11 +17,7 @@ QuantType = Literal[
 ]  # fmt: skip
 
 
-FileType = Literal[
-    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M",
-    "Q3_K_S", "Q2_K", "Q2_K_S", "IQ4_NL", "IQ4_XS", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S",
-    "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "TQ2_0", "TQ1_0", "fit",
-]  # fmt: skip
+FileType = Literal[QuantType, "fit"]
 
 Method = Literal["auto", "mix", "mix+gptq", "mix+gptq+distill"]
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from pillm.core.errors import ResourceError, UsageError
+from pillm.core.host import read_fact
 from pillm.llamacpp.gguf_file import GgufFile, Tensor, describe
 from pillm.models.quiet import no_bars
 
@@ -103,6 +104,16 @@ class Loaded(msgspec.Struct, frozen=True):
     def tied(self) -> bool:
         """Whether the embedding is the output head as well."""
         return "output.weight" not in self.tensors
+
+
+def placed(loaded: Loaded) -> Loaded:
+    """On the GPU if there is one, and in 16 bits where the hardware multiplies those faster. The same model, changed."""
+    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available() or "avx512_bf16" in read_fact("/proc/cpuinfo"):
+        # Parameters alone: the rotation's frequencies are buffers, and far positions need all their bits.
+        for parameter in loaded.model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return loaded
 
 
 def decoded(file: GgufFile, tensor: Tensor) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ from pillm.quantize.fitting.costs import Table
 from pillm.quantize.fitting.sensitivity import Sensitivity
 from pillm.quantize.fitting.texts import Sides, Tokens
 from pillm.quantize.options import QuantizeOptions
-from pillm.quantize.weights import Loaded, load
+from pillm.quantize.weights import Loaded, load, placed
 
 SEQUENCES = 48
 _BYTES_A_WEIGHT = 4
@@ -67,12 +67,7 @@ class Work:
 
     def quick(self) -> Loaded:
         """The model in 16 bits where the processor multiplies those faster; what is estimated does not mind."""
-        loaded = self.loaded
-        if torch.cuda.is_available():
-            loaded.model.to("cuda")
-        if _fast_bf16():
-            loaded.model.to(torch.bfloat16)
-        return loaded
+        return placed(self.loaded)
 
     def exact(self) -> Loaded:
         """The model as the file has it. After `quick` it is read anew."""
@@ -173,11 +168,3 @@ class Work:
         for module in (texts, sensitivity, costs):
             parts.append(sha256_file(Path(str(module.__file__))))
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:12]
-
-
-def _fast_bf16() -> bool:
-    from pillm.core.host import read_fact
-
-    return (
-        torch.cuda.is_available() or "avx512_bf16" in read_fact("/proc/cpuinfo") or "bf16" in read_fact("/proc/cpuinfo")
-    )

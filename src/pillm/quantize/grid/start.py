@@ -6,17 +6,15 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import torch
 
 from pillm.core.errors import GateError, UsageError
 from pillm.core.events import Emit
-from pillm.core.host import read_fact
 from pillm.llamacpp.gguf_file import FLOAT_TYPES, GgufFile, Tensor, describe
 from pillm.llamacpp.install import ensure
 from pillm.llamacpp.quantize import quantize
 from pillm.quantize.fitting.costs import write_imatrix
 from pillm.quantize.grid.equalize import equalize, written
-from pillm.quantize.weights import Loaded, fill, load
+from pillm.quantize.weights import Loaded, fill, load, placed
 
 _TOKENS = 8192
 """Loudness of channels needs few."""
@@ -41,11 +39,11 @@ def begin(reference: Path, mix: GgufFile, tokens: np.ndarray, folder: Path, emit
     """
     equal, rounded = folder / "equal.gguf", folder / "rounded.gguf"
     if rounded.is_file():
-        loaded = _placed(load(equal))
+        loaded = placed(load(equal))
     else:
         loaded = load(reference)
         _same_model(loaded, mix)
-        loaded = _placed(loaded)
+        loaded = placed(loaded)
         some = tokens[: max(1, _TOKENS // tokens.shape[1])]
         loudness = equalize(loaded, equal, some, emit)
         matrix = folder / "imatrix.gguf"
@@ -78,17 +76,6 @@ def _sources(mix: GgufFile, rounded: GgufFile, scaled: set[str]) -> dict[str, tu
                 "report this with the plan: it is a fault of pillm",
             )
     return sources
-
-
-def _placed(loaded: Loaded) -> Loaded:
-    """On the GPU if there is one, and in 16 bits where the hardware multiplies those faster."""
-    fast = torch.cuda.is_available() or "avx512_bf16" in read_fact("/proc/cpuinfo")
-    loaded.model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if fast:
-        # Parameters alone: the rotation's frequencies are buffers, and far positions need all their bits.
-        for parameter in loaded.model.parameters():
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return loaded
 
 
 def _same_model(loaded: Loaded, mix: GgufFile) -> None:
