@@ -67,7 +67,7 @@ def key_of(stage: Stage, options: StageOptions, llamacpp: str, emit: Emit) -> Ke
             inputs[name] = described(shipped.data_path(value), str(value), emit)
             values[name] = inputs[name].sha256
     for name in marks(model, NameOrFile):
-        file, function = split_function(getattr(options, name))
+        file, function = split_function(getattr(options, name) or "")
         if file and (path := Path(file)).is_file():
             inputs[name] = described(path, file, emit)
             values[name] = [inputs[name].sha256, function] if function else inputs[name].sha256

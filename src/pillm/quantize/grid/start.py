@@ -9,7 +9,7 @@ import numpy as np
 
 from pillm.core.errors import GateError, UsageError
 from pillm.core.events import Emit
-from pillm.llamacpp.gguf_file import FLOAT_TYPES, GgufFile, Tensor, describe
+from pillm.llamacpp.gguf_file import GgufFile, Tensor, describe
 from pillm.llamacpp.install import ensure
 from pillm.llamacpp.quantize import quantize
 from pillm.quantize.fitting.costs import write_imatrix
@@ -53,7 +53,7 @@ def begin(reference: Path, mix: GgufFile, tokens: np.ndarray, folder: Path, emit
         types = {
             tensor.name: tensor.type if tensor.name in loudness else own[tensor.name]
             for tensor in mix.tensors
-            if tensor.type not in FLOAT_TYPES
+            if len(tensor.shape) > 1
         }
         quantize(ensure(emit), equal, rounded, "Q8_0", imatrix=matrix, types=types, emit=emit)
         fill(loaded, equal)
