@@ -16,8 +16,9 @@ from board_here import Board, architecture, board_here, key, model, runtime, unt
 
 from pillm.core.errors import MissingError, NetworkError, PillmError, ResourceError, UsageError
 from pillm.core.events import Log, Output, Progress, silent
+from pillm.deploy.options import DeployOptions
 from pillm.deploy.packages import read
-from pillm.deploy.run import name_of, preview, run
+from pillm.deploy.run import Workshop, name_of, preview, run
 
 
 @pytest.fixture
@@ -293,8 +294,6 @@ def test_from_the_command_line(board, tmp_path):
 
 
 def test_wrong_words_are_refused_before_any_board_is_asked(tmp_path):
-    from pillm.deploy.options import DeployOptions
-
     for words, says in (
         ({}, "which model"),
         ({"model": tmp_path / "none.gguf"}, "no such file"),
@@ -306,6 +305,24 @@ def test_wrong_words_are_refused_before_any_board_is_asked(tmp_path):
     text.write_text("no package")
     with pytest.raises(UsageError, match="is no Debian package"):
         read(text)
+
+
+def test_a_file_that_does_not_say_its_licence_takes_the_one_that_is_given(tmp_path, smollm2_gguf, monkeypatch):
+    monkeypatch.setenv("PILLM_CACHE", str(tmp_path / "cache"))
+    silent_file = tmp_path / "model.gguf"
+    silent_file.write_bytes(smollm2_gguf.read_bytes().replace(b"general.license", b"general.unknown"))
+    words = {"host": ["board"], "model": silent_file, "runtime": runtime(tmp_path)}
+    with pytest.raises(UsageError, match="does not say its licence") as error:
+        Workshop(DeployOptions.model_validate(words), silent).packages(architecture())
+    assert "--license Apache-2.0" in error.value.hint
+    made = Workshop(DeployOptions.model_validate({**words, "license": "Apache-2.0"}), silent).packages(architecture())[
+        1
+    ]
+    assert (made.name, made.architecture) == ("pillm-model-model", "all")
+    deb = tmp_path / "model.deb"
+    deb.write_bytes(made.path.read_bytes())
+    with pytest.raises(UsageError, match="a package has its license already"):
+        run(DeployOptions.model_validate({"host": ["board"], "model": deb, "license": "MIT"}), silent)
 
 
 def test_a_model_is_named_after_its_file():

@@ -25,6 +25,7 @@ class DeployOptions(Options):
         max_length=40,
         description="The model's name on the board (default: after the file)",
     )
+    license: str | None = Field(None, description="SPDX id of the model's licence (default: as the GGUF file says)")
     runtime: Annotated[Path | None, InputFile()] = Field(
         None, description="Package of pillm package runtime (default: built for the board, once)"
     )

@@ -59,7 +59,8 @@ class Workshop:
             return read(path)
         from pillm.deploy.package import model
 
-        return read(model.build(path, self.options.name or name_of(path), _kept("models"), self.emit))
+        name = self.options.name or name_of(path)
+        return read(model.build(path, name, _kept("models"), self.emit, license=self.options.license))
 
 
 def _kept(kind: str) -> Path:
@@ -142,8 +143,9 @@ def _right(options: DeployOptions) -> None:
         raise UsageError("which model?", "give a GGUF file, or --rollback")
     if not options.model.is_file():
         raise UsageError(f"{options.model}: there is no such file", "check the path")
-    if options.model.suffix == ".deb" and options.name:
-        raise UsageError("--name: a package has its name already", "leave --name out")
+    for name in ("name", "license"):
+        if options.model.suffix == ".deb" and getattr(options, name):
+            raise UsageError(f"--{name}: a package has its {name} already", f"leave --{name} out")
     if len(set(options.host)) < len(options.host):
         raise UsageError("--host: the same board is named twice", "name it once")
 

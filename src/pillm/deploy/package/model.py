@@ -65,9 +65,11 @@ def run(options: ModelOptions, emit: Emit) -> Result:
     return Result({"package": path}, {"bytes": made.bytes, "sha256": made.sha256})
 
 
-def build(gguf: Path, name: str, out: Path, emit: Emit = silent, *, version: str | None = None) -> Path:
+def build(
+    gguf: Path, name: str, out: Path, emit: Emit = silent, *, version: str | None = None, license: str | None = None
+) -> Path:
     """The package of a file, with what the file and its folder say. The same inputs give the same bytes. Raises as `run`."""
-    said = {"model": gguf, "name": name, "out": out, "package_version": version}
+    said = {"model": gguf, "name": name, "out": out, "package_version": version, "license": license}
     return _build(ModelOptions.model_validate(said), emit)
 
 
