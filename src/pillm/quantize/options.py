@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -96,24 +96,16 @@ class QuantizeOptions(StageOptions):
     )
     threads: Annotated[int | None, NoEffect()] = Field(None, ge=1, description="Threads (default: the machine's cores)")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _fitted(cls, data: Any) -> Any:
+    @model_validator(mode="after")
+    def _fitted(self) -> QuantizeOptions:
         """Whatever asks for fitting makes the default type `fit`, which names the file."""
-        if (
-            isinstance(data, dict)
-            and data.get("type") in (None, "Q4_K_M")
-            and any(_is_given(data.get(name)) for name in _FITTING)
-        ):
-            return {**data, "type": "fit"}
-        return data
+        if self.type == "Q4_K_M" and any(getattr(self, name) not in (None, False) for name in _FITTING):
+            # Not before the fields are read: that would make Python's lists of a profile's JSON, which is read strictly.
+            object.__setattr__(self, "type", "fit")
+        return self
 
     @property
     def most_bytes(self) -> int | None:
         """`max_bytes` as a number."""
         match = _SIZE.fullmatch(self.max_bytes) if self.max_bytes else None
         return int(float(match[1]) * _UNITS[match[2] or "B"]) if match else None
-
-
-def _is_given(value: object) -> bool:
-    return value not in (None, False, "", "false", "no", "off")

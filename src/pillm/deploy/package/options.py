@@ -56,6 +56,9 @@ class RepoOptions(Options):
     """Make the folder with these packages a signed apt repository of static files."""
 
     folder: Annotated[Path, InputFile()] = Field(description="Folder with .deb files, which becomes the repository")
-    key: str = Field(description="Key that signs it: fingerprint or address of a secret key of gpg")
+    key: str | None = Field(
+        None,
+        description="Key that signs it: fingerprint or address of a secret key of gpg (default: the only one there is)",
+    )
     suite: str = Field("stable", pattern=r"^[a-z0-9][a-z0-9-]*$", description="Name of the suite in a sources line")
     origin: str = Field("Pi-LLM", pattern=r"^[^\n]+$", description="Origin, by which apt pins packages")

@@ -49,10 +49,11 @@ def run(options: RepoOptions, emit: Emit) -> Result:
         )
     fields = {path: _fields(path) for path in files}
     _twice(fields)
-    public = _gpg(["--export", "--", options.key])
+    key = options.key or _only_key()
+    public = _gpg(["--export", "--", key])
     if not public:
         raise UsageError(
-            f"{options.key}: gpg has no such key",
+            f"{key}: gpg has no such key",
             "gpg --list-secret-keys shows the keys; gpg --quick-generate-key makes one",
         )
     with writing(folder):
@@ -67,20 +68,8 @@ def run(options: RepoOptions, emit: Emit) -> Result:
                 ]
                 _write_list(dist / COMPONENT / f"binary-{architecture}", "\n".join(entries).encode())
             (dist / "Release").write_text(_release(dist, options, architectures))
-            _gpg(
-                ["--local-user", options.key, "--clearsign", "--output", str(dist / "InRelease"), str(dist / "Release")]
-            )
-            _gpg(
-                [
-                    "--local-user",
-                    options.key,
-                    "--detach-sign",
-                    "--armor",
-                    "--output",
-                    str(dist / "Release.gpg"),
-                    str(dist / "Release"),
-                ]
-            )
+            for how, name in ((["--clearsign"], "InRelease"), (["--detach-sign", "--armor"], "Release.gpg")):
+                _gpg(["--local-user", key, *how, "--output", str(dist / name), str(dist / "Release")])
         write_atomic(folder / KEYRING, public)
         write_atomic(folder / "pillm.sources", _sources(options.suite))
     emit(
@@ -89,6 +78,20 @@ def run(options: RepoOptions, emit: Emit) -> Result:
         )
     )
     return Result({"repository": folder}, {"packages": len(files), "suite": options.suite})
+
+
+def _only_key() -> str:
+    """Fingerprint of gpg's secret key where it has one. Raises UsageError where it has none or several."""
+    said = _gpg(["--list-secret-keys", "--with-colons"]).decode("utf-8", "replace").splitlines()
+    # The first fingerprint behind a `sec` line is that key's, the others are its subkeys'.
+    found = [said[at + 1 :] for at, line in enumerate(said) if line.startswith("sec:")]
+    keys = [next(line.split(":")[9] for line in rest if line.startswith("fpr:")) for rest in found]
+    if len(keys) != 1:
+        raise UsageError(
+            f"gpg has {len(keys) or 'no'} secret key{'s' if keys else ''}",
+            "say which signs with --key; gpg --list-secret-keys shows them" if keys else "make one: gpg --quick-generate-key you@example.org",
+        )  # fmt: skip
+    return keys[0]
 
 
 def _fields(path: Path) -> dict[str, str]:
