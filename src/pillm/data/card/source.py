@@ -8,6 +8,7 @@ the card's folder. Same data and options give the same bytes.
 
 from __future__ import annotations
 
+import inspect
 import os
 import posixpath
 import sys
@@ -211,6 +212,10 @@ decode = msgspec.json.Decoder(Card).decode
 def schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of `dataset_card.json`."""
     made = msgspec.json.schema(Card)
+    for part in made["$defs"].values():
+        # Some versions of msgspec leave a docstring's indentation in.
+        if "description" in part:
+            part["description"] = inspect.cleandoc(part["description"])
     about = card_about.About.model_json_schema()
     parts = made["$defs"]
     parts["Card"]["properties"]["about"] = {"$ref": "#/$defs/About"}

@@ -255,6 +255,8 @@ def _judge(
     ours = judging.judge(tools, made.path, bases, options.threads, emit)
     best: tuple[Stock, dict[str, Divergence], Path] | None = None
     size = sum(padded(tensor.bytes) for tensor in made.tensors)
+    # The recipe that set the size is a rival, too, though the file may end some bytes below it.
+    size = max([size, *(each.bytes for each in stocks if each.kind == options.like)])
     for rival in judging.rivals(stocks, size, _RIVALS):
         path = work.folder / f"model-{rival.kind}.gguf"
         tool.quantize(
