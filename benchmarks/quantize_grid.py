@@ -23,7 +23,7 @@ from pillm.llamacpp.tokenize import tokenize
 from pillm.quantize.grid.codec import unpack
 from pillm.quantize.grid.rounding import _factor, compensated, losses, refitted
 from pillm.quantize.grid.watch import watch
-from pillm.quantize.weights import decoded, load
+from pillm.quantize.weights import decoded, load, placed
 
 PARTS = ("ffn_down", "attn_output", "ffn_gate", "attn_q")
 POWERS = (0.0, 0.25, 0.5)
@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 15, 28])
     parser.add_argument("--type", default="Q4_1")
     options = parser.parse_args()
-    loaded = load(options.reference)
-    loaded.model.to(torch.bfloat16)
+    loaded = placed(load(options.reference))
     ids = tokenize(ensure(silent), options.reference, options.text.read_text(encoding="utf-8"))
     tokens = np.array(ids[: options.tokens // 512 * 512]).reshape(-1, 512)
     names = [f"blk.{layer}.{part}.weight" for layer in options.layers for part in PARTS]

@@ -86,6 +86,10 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
         rival, figures, rival_figures, rival_file = _judge(tools, options, work, table, stocks, made, emit)
         for base in work.folder.glob("*.logits"):
             base.unlink()  # large, and of no more use
+        if rival is None:
+            emit(
+                Log("none of llama.cpp's recipes is as small, so the file was held against the model alone", "warning")
+            )
         fitted = _fitted(options, made_plan, work, rival, figures, rival_figures, board)
         for line in table_lines(fitted):
             emit(Log(line))
