@@ -17,6 +17,7 @@ from pillm.core.amounts import amount
 from pillm.pipeline import quality
 from pillm.pipeline.quality import Measured
 from pillm.tui.dashboard.charts import QualityChart
+from pillm.tui.table import Table
 
 
 def names(points: list[Measured]) -> list[str]:
@@ -72,7 +73,7 @@ class QualityTab(Vertical):
         yield Static(f"no run below {self.root} has measured quality yet", classes="none", markup=False)
         yield Select[str]([], prompt="measure", id="measure", compact=True)
         yield QualityChart()
-        yield DataTable(cursor_type="row")
+        yield Table(cursor_type="row")
 
     def look(self) -> None:
         """Read the reports, if any of them is new, and nobody is at it."""

@@ -22,6 +22,7 @@ from pillm.tui.dashboard.coverage import CoverageTab
 from pillm.tui.dashboard.quality import QualityTab
 from pillm.tui.dashboard.speed import COLUMNS, Speeds
 from pillm.tui.runs import folder
+from pillm.tui.table import Table
 
 _EVERY_SECONDS = 3.0
 
@@ -73,7 +74,7 @@ class DashboardScreen(Screen[None]):
         yield Static(id="wrong", markup=False)
         with TabbedContent(id="tabs"):
             with TabPane("Speed", id="speed"), Vertical():
-                yield DataTable(id="series", cursor_type="row")
+                yield Table(id="series", cursor_type="row")
                 with Horizontal(id="lower"):
                     yield TrendChart()
                     with VerticalScroll(id="builds"):

@@ -27,6 +27,7 @@ from pillm.tui.runs.picture import MARKS, WORDS, Picture
 from pillm.tui.runs.reader import Now, Reader, utc_now
 from pillm.tui.runs.stages import STYLES, Stages
 from pillm.tui.runs.viewer import FileViewer, file_of, words
+from pillm.tui.table import Table
 
 _LOOK_SECONDS, _IDLE_SECONDS = 0.25, 0.2
 _CURVES = 2
@@ -123,9 +124,9 @@ class RunScreen(Screen[None]):
             with TabPane("Log", id="log"):
                 yield RunLog(self.run_dir)
             with TabPane("Findings", id="findings"):
-                yield DataTable(id="found", cursor_type="row")
+                yield Table(id="found", cursor_type="row")
             with TabPane("Artifacts", id="artifacts"):
-                yield DataTable(id="made", cursor_type="row")
+                yield Table(id="made", cursor_type="row")
         yield Footer()
 
     def on_mount(self) -> None:
