@@ -136,12 +136,13 @@ def test_a_plan_is_followed_and_its_faults_are_told_with_their_lines(
         run(options(model, tmp_path / "out", plan=own), silent)
     line = next(n for n, text in enumerate(own.read_text().splitlines(), 1) if "Q9_Z" in text)
     assert [finding.line for finding in caught.value.findings] == [line]
-    names = list(plan_file.read(out / "plan.yaml").tensors)
-    own.write_text("pillm-plan: 1\ntensors:\n" + "".join(f"  {name}: Q8_0\n" for name in names))
+    # As one writes it by hand, with one tensor changed.
+    wanted = {**plan_file.read(out / "plan.yaml").types, "blk.0.ffn_up.weight": "Q8_0"}
+    own.write_text("pillm-plan: 1\ntensors:\n" + "".join(f"  {name}: {kind}\n" for name, kind in wanted.items()))
     found = run(options(model, tmp_path / "out", plan=own, plan_out=tmp_path / "copy.yaml"), silent)
-    assert {t.type for t in describe(found.outputs["gguf"]).tensors if t.name in names} == {"Q8_0"}
-    assert plan_file.read(tmp_path / "copy.yaml").types == dict.fromkeys(names, "Q8_0")
-    assert (tmp_path / "copy.types").read_text().count("=q8_0") == len(names)
+    assert {t.name: t.type for t in describe(found.outputs["gguf"]).tensors if t.name in wanted} == wanted
+    assert plan_file.read(tmp_path / "copy.yaml").types == wanted
+    assert "blk\\.0\\.ffn_up\\.weight$=q8_0" in (tmp_path / "copy.types").read_text()
 
 
 def test_better_codes_leave_types_and_bytes_as_they_are(

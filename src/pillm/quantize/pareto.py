@@ -52,7 +52,7 @@ def run(options: ParetoOptions, emit: Emit) -> Result:
         rest = overhead(source) + fixed(source, table)
         mixes = allocation.frontier(table, options.steps)
         fitted = [Point("", allocation.size(table, mix) + rest, allocation.predicted(table, mix)) for mix in mixes]
-        stocks = judging.stock(tools, source, table, work.matrix(embedding=False), emit)
+        stocks = judging.stock(tools, source, table, work.stock_matrix(), emit)
         recipes = [Point(s.kind, s.bytes + overhead(source), s.predicted) for s in stocks if s.predicted is not None]
         write_atomic(options.out, page(source.name, fitted, recipes))
     emit(Made("pareto", artifact_of(options.out)))

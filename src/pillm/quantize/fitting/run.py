@@ -67,7 +67,7 @@ def run(options: QuantizeOptions, emit: Emit) -> Result:
         options.out.mkdir(parents=True, exist_ok=True)
         work = Work(tools, source, options, emit)
         table = work.table()
-        stocks = judging.stock(tools, source, table, work.matrix(embedding=False), emit)
+        stocks = judging.stock(tools, source, table, work.stock_matrix(), emit)
         if given and options.plan:
             plan_file.check(options.plan, given, source, table)
             mix = given.types
@@ -129,7 +129,7 @@ def _improved(
     """The mix with better codes and scales, the same types. One that an earlier run finished is taken as it is."""
     path = work.folder / f"model-{sha256_file(mix.path)[:12]}-{method}.gguf"
     if not path.is_file():
-        improve(options.model, mix.path, path, work.sides().fit, _AFTER[method], seconds, emit)
+        improve(work.scaled(), mix.path, path, work.sides().fit, _AFTER[method], seconds, emit)
     return describe(path)
 
 
@@ -228,7 +228,7 @@ def _write(
         "pillm.quantize.calibration": work.folder.name,
     }
     made = tool.quantize(
-        tools, options.model, target, _FILE_TYPES.get(main, main), imatrix=work.matrix(embedding=True), types=mix,
+        tools, work.scaled(), target, _FILE_TYPES.get(main, main), imatrix=work.matrix(), types=mix,
         metadata=metadata, threads=options.threads, emit=emit,
     )  # fmt: skip
     got = {tensor.name: tensor.type for tensor in made.file.tensors}
@@ -268,7 +268,7 @@ def _judge(
             options.model,
             path,
             rival.kind,
-            imatrix=work.matrix(embedding=False),
+            imatrix=work.stock_matrix(),
             threads=options.threads,
             emit=emit,
         )

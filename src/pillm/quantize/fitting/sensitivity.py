@@ -17,8 +17,8 @@ the second moments of the layer's inputs: the gradient of a weight is its row's 
 So the memory is a thirty-second of the model's, and gradients are dropped one by one as they are made.
 
 llama.cpp rounds a layer's inputs to 8 bits, in blocks of 32 for the types with blocks of 32 and of 256 for the others,
-with a step of the block's largest magnitude / 127. The error is even within a step, so its mean square is step^2 / 12,
-and its cost is 1/2 sum of (dL/dx)^2 step^2 / 12.
+with a step of the block's largest magnitude / 127. The cost is 1/2 sum of (dL/dx)^2 e^2 with e what that changes in x: where
+one outlier sets the step, most of a block is below half of it, and e is x itself.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ from pillm.quantize.weights import Loaded, Slot
 
 BLOCK = 32
 """Columns that share a number."""
-SEQUENCE = 96
+SEQUENCE = 256
 """Tokens of a sequence whose gradient is squared."""
+_WARM = 64
+"""Tokens at its beginning whose predictions do not count: with little before them a model is unsure, and errors cost more
+than where texts are longer."""
 _ROUNDED = (32, 256)
 
 
@@ -91,7 +94,7 @@ def moments(loaded: Loaded, tokens: Tokens, emit: Emit) -> dict[str, NDArray[np.
 def fisher(
     loaded: Loaded, tokens: Tokens, known: dict[str, NDArray[np.float32]], *, sequences: int, seed: int, emit: Emit
 ) -> Sensitivity:
-    """Squared gradients of `sequences` pieces of 96 tokens, evenly over `tokens`, and what rounding inputs costs."""
+    """Squared gradients of `sequences` pieces, evenly over `tokens`, and what rounding inputs costs."""
     generator = torch.Generator().manual_seed(seed)
     model, slots = loaded.model, _matrices(loaded)
     rows: dict[str, torch.Tensor] = {}
@@ -120,9 +123,10 @@ def fisher(
     for name, module in _watched(loaded).items():
         handles.append(module.register_forward_hook(_input_hook(name, names.get(name, []), seen, rounding)))
     pieces = _pieces(tokens, sequences).to(loaded.model.device)
+    counted = pieces.shape[1] - min(_WARM, pieces.shape[1] // 4)
     try:
         for number, piece in enumerate(pieces):
-            logits = model(piece[None], use_cache=False).logits[0].float()
+            logits = model(piece[None], use_cache=False, logits_to_keep=counted).logits[0].float()
             labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum")
             seen.clear()
@@ -134,7 +138,7 @@ def fisher(
         for slot in slots:
             slot.parameter.requires_grad_(False)
             slot.parameter.grad = None
-    total = len(pieces) * pieces.shape[1]
+    total = len(pieces) * counted
     scaled = {}
     for slot in slots:
         if slot.name not in rows:
@@ -178,21 +182,20 @@ def _input_hook(
             for tensor in tensors:
                 costs = rounding.setdefault(tensor, dict.fromkeys(_ROUNDED, 0.0))
                 for block in _ROUNDED:
-                    costs[block] += (
-                        0.5 * float((carried.square() * _step(x, block).square()).sum(dtype=torch.float64)) / 12
-                    )
+                    costs[block] += 0.5 * float((carried * _rounding(x, block)).square().sum(dtype=torch.float64))
 
         output.register_hook(back)
 
     return look
 
 
-def _step(x: torch.Tensor, block: int) -> torch.Tensor:
+def _rounding(x: torch.Tensor, block: int) -> torch.Tensor:
+    """What rounding the inputs [..., columns] to 8 bits changes, as [rows, columns]."""
     flat = x.reshape(-1, x.shape[-1]).float()
     pad = -flat.shape[1] % block
     wide = torch.nn.functional.pad(flat, (0, pad)).reshape(len(flat), -1, block)
-    top = wide.abs().amax(-1, keepdim=True) / 127
-    return top.expand_as(wide).reshape(len(flat), -1)[:, : flat.shape[1]]
+    step = (wide.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    return (wide - (wide / step).round() * step).reshape(len(flat), -1)[:, : flat.shape[1]]
 
 
 def _blocks(values: torch.Tensor) -> torch.Tensor:

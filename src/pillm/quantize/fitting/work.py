@@ -20,16 +20,21 @@ from pillm.core.artifacts import atomic_file, clear_partials, sha256_file
 from pillm.core.errors import ResourceError
 from pillm.core.events import Emit, Log, Progress
 from pillm.core.shipped import data_path
-from pillm.llamacpp.gguf_file import GgufFile
+from pillm.llamacpp.gguf_file import GgufFile, describe
 from pillm.llamacpp.install import LlamaCpp
 from pillm.quantize.fitting import costs, sensitivity, texts
 from pillm.quantize.fitting.costs import Table
 from pillm.quantize.fitting.sensitivity import Sensitivity
 from pillm.quantize.fitting.texts import Sides, Tokens
+from pillm.quantize.grid import equalize as scaling
+from pillm.quantize.grid.equalize import equalize
 from pillm.quantize.options import QuantizeOptions
-from pillm.quantize.weights import Loaded, load, placed
+from pillm.quantize.weights import Loaded, fill, load, placed
 
-SEQUENCES = 48
+SEQUENCES = 24
+_SCALED = "scaled.gguf"
+_LOUDNESS_TOKENS = 8192
+"""Loudness of channels needs few."""
 _BYTES_A_WEIGHT = 4
 # Activations of a short sequence, a layer's gradient, the libraries.
 _REST_BYTES = 1_500_000_000
@@ -45,35 +50,56 @@ class Work:
         clear_partials(self.folder)
         self._loaded: Loaded | None = None
 
-    @property
-    def loaded(self) -> Loaded:
-        """The model, read when it is first needed. Raises ResourceError where it would not fit."""
-        if self._loaded is None:
-            need = self._source.parameters * _BYTES_A_WEIGHT + self._source.parameters * 2 + _REST_BYTES
-            limit = self._options.max_memory
-            if limit is not None and need > limit * 1e9:
-                raise ResourceError(
-                    f"fitting {self._source.path.name} takes about {need / 1e9:.1f} GB, and --max-memory is {limit:g} GB",
-                    "allow more, or quantize without fitting",
-                )
-            self._emit(Progress("read the model", 0, 1, "models"))
-            self._loaded = load(self._source.path)
-            self._emit(Progress("read the model", 1, 1, "models"))
+    def _open(self, path: Path, *, exact: bool) -> Loaded:
+        """The model of a file, in 32 bits, or in 16 where the processor multiplies those faster and nothing hangs on it.
+
+        One is kept at a time. Raises ResourceError where it would not fit.
+        """
+        held = self._loaded
+        if held is not None and held.file.path == path and not (exact and _halved(held)):
+            return held
+        if held is not None and not exact:
+            fill(held, path)
+            self._loaded = msgspec.structs.replace(held, file=describe(path))
+            return self._loaded
+        self._loaded = None
+        need = self._source.parameters * _BYTES_A_WEIGHT + self._source.parameters * 2 + _REST_BYTES
+        limit = self._options.max_memory
+        if limit is not None and need > limit * 1e9:
+            raise ResourceError(
+                f"fitting {self._source.path.name} takes about {need / 1e9:.1f} GB, and --max-memory is {limit:g} GB",
+                "allow more, or quantize without fitting",
+            )
+        self._emit(Progress("read the model", 0, 1, "models"))
+        loaded = load(path)
+        self._loaded = loaded if exact else placed(loaded)
+        self._emit(Progress("read the model", 1, 1, "models"))
         return self._loaded
 
     def forget(self) -> None:
         """Let go of the model: what comes next reads its own."""
         self._loaded = None
 
-    def quick(self) -> Loaded:
-        """The model in 16 bits where the processor multiplies those faster; what is estimated does not mind."""
-        return placed(self.loaded)
-
     def exact(self) -> Loaded:
-        """The model as the file has it. After `quick` it is read anew."""
-        if self._loaded is not None and next(self._loaded.model.parameters()).dtype != torch.float32:
-            self._loaded = None
-        return self.loaded
+        """The model as it was given."""
+        return self._open(self._source.path, exact=True)
+
+    def scaled(self) -> Path:
+        """The model with its channels scaled: the same function, and a better one to round. All that is fitted is fitted to it."""
+        self._scales()
+        return self.folder / _SCALED
+
+    def _scales(self) -> dict[str, Any]:
+        """What the columns of the scaled model's matrices were multiplied with, by tensor."""
+        path = self.folder / _SCALED
+
+        def make() -> dict[str, Any]:
+            some = self.sides().fit[: max(1, _LOUDNESS_TOKENS // self.context)]
+            return equalize(self._open(self._source.path, exact=False), path, some, self._emit)
+
+        if not path.is_file():
+            (self.folder / "scales.npz").unlink(missing_ok=True)
+        return self._kept("scales", make)
 
     def sides(self) -> Sides:
         """Tokens to fit on and to judge by."""
@@ -82,7 +108,7 @@ class Work:
             options = self._options
             found = texts.gather(
                 self._tools, self._source,
-                lambda prompts, wanted: texts.write_own(self.quick().model, prompts, wanted, seed=options.seed, emit=self._emit),
+                lambda prompts, wanted: texts.write_own(self._open(self._source.path, exact=False).model, prompts, wanted, seed=options.seed, emit=self._emit),
                 data=options.imatrix_data, general=options.general_data, tokens=max(options.fit_tokens, options.improve_tokens),
                 held_chunks=options.held_chunks, context=self.context, emit=self._emit,
             )  # fmt: skip
@@ -105,17 +131,30 @@ class Work:
         return self.sides().fit[: -(-self._options.fit_tokens // self.context)]
 
     def moments(self) -> dict[str, Any]:
-        """Second moments by tensor."""
-        return self._kept("moments", lambda: sensitivity.moments(self.quick(), self.mix_tokens, self._emit))
+        """Second moments of what each tensor of the given model is multiplied with."""
+
+        def make() -> dict[str, Any]:
+            return sensitivity.moments(self._open(self._source.path, exact=False), self.mix_tokens, self._emit)
+
+        return self._kept("moments", make)
+
+    def scaled_moments(self) -> dict[str, Any]:
+        """The same of the scaled model."""
+        scales = self._scales()
+        return {
+            name: values / np.square(scales[name]) if name in scales else values
+            for name, values in self.moments().items()
+        }
 
     def sensitivity(self) -> Sensitivity:
-        """Fisher information and costs of rounding inputs."""
+        """Fisher information and costs of rounding inputs, of the scaled model."""
+        known = self.scaled_moments()
 
         def make() -> dict[str, Any]:
             found = sensitivity.fisher(
-                self.quick(),
+                self._open(self.scaled(), exact=False),
                 self.mix_tokens,
-                self.moments(),
+                known,
                 sequences=SEQUENCES,
                 seed=self._options.seed,
                 emit=self._emit,
@@ -130,19 +169,26 @@ class Work:
             for name, value in kept.items()
             if name.startswith("rounding ")
         }
-        return Sensitivity(self.moments(), rows, rounding, int(self.mix_tokens.size))
+        return Sensitivity(known, rows, rounding, int(self.mix_tokens.size))
 
-    def matrix(self, *, embedding: bool) -> Path:
-        """The importance matrix; with the embedding's for a fitted file, without as llama-imatrix makes it for a stock one."""
-        path = self.folder / ("imatrix.gguf" if embedding else "imatrix-stock.gguf")
+    def matrix(self) -> Path:
+        """The scaled model's importance matrix, with the embedding's as a head."""
+        path = self.folder / "imatrix.gguf"
         if not path.is_file():
-            costs.write_imatrix(path, self.moments(), self._source, int(self.mix_tokens.size), embedding=embedding)
+            costs.write_imatrix(path, self.scaled_moments(), self._source, int(self.mix_tokens.size), embedding=True)
+        return path
+
+    def stock_matrix(self) -> Path:
+        """The given model's, as llama-imatrix would make it."""
+        path = self.folder / "imatrix-stock.gguf"
+        if not path.is_file():
+            costs.write_imatrix(path, self.moments(), self._source, int(self.mix_tokens.size), embedding=False)
         return path
 
     def table(self) -> Table:
         """What each tensor costs in each type."""
         return costs.table(
-            self._tools, self._source, self.sensitivity(), self.matrix(embedding=True), self.folder,
+            self._tools, describe(self.scaled()), self.sensitivity(), self.matrix(), self.folder,
             threads=self._options.threads, emit=self._emit,
         )  # fmt: skip
 
@@ -165,6 +211,10 @@ class Work:
         for path in (options.imatrix_data, options.general_data):
             place = data_path(path) if path else None
             parts.append(sha256_file(place) if place and place.is_file() else str(place))
-        for module in (texts, sensitivity, costs):
+        for module in (texts, sensitivity, costs, scaling):
             parts.append(sha256_file(Path(str(module.__file__))))
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:12]
+
+
+def _halved(loaded: Loaded) -> bool:
+    return next(loaded.model.parameters()).dtype != torch.float32

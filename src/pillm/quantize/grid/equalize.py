@@ -89,14 +89,14 @@ def equalize(loaded: Loaded, out: Path, tokens: np.ndarray, emit: Emit) -> dict[
     """Write `out`: the file that `loaded` was read from, with its channels scaled; types, shapes, metadata stay.
 
     `tokens` int (sequences, context) is calibration text. Scaled weights are rounded to the file's float type, which
-    is all that the two models differ by. Returns the mean square of what the scaled matrices are now multiplied with,
-    float32 (experts or 1, columns), an importance matrix. Raises ResourceError (disk).
+    is all that the two models differ by. Returns what the columns of each scaled matrix were multiplied with, float32
+    (columns,): its inputs are divided by that. Raises ResourceError (disk).
     """
     every = list(sites(loaded))
     loudness = _loudness(loaded, [site.reader for site in every], tokens, emit)
     tensors = {tensor.name: tensor for tensor in loaded.file.tensors}
     changed: dict[str, np.ndarray] = {}
-    powers: dict[str, np.ndarray] = {}
+    scales: dict[str, np.ndarray] = {}
 
     def weights(name: str) -> np.ndarray:
         if name not in changed:
@@ -110,8 +110,7 @@ def equalize(loaded: Loaded, out: Path, tokens: np.ndarray, emit: Emit) -> dict[
         columns = np.repeat(scale.reshape(-1, 1, site.width), site.repeat, axis=1).reshape(-1)
         for name in site.readers:
             weights(name)[...] *= columns
-            experts = 1 if weights(name).ndim == 2 else len(weights(name))
-            powers[name] = np.tile(loudness[site.reader] / columns**2, (experts, 1)).astype(np.float32)
+            scales[name] = columns
         if site.norm:
             weights(site.norm)[...] /= scale
         else:
@@ -125,18 +124,7 @@ def equalize(loaded: Loaded, out: Path, tokens: np.ndarray, emit: Emit) -> dict[
         for name, values in changed.items():
             file.seek(tensors[name].offset)
             file.write(encoded(values, tensors[name]))
-    return powers
-
-
-def written(loaded: Loaded) -> set[str]:
-    """The tensors that `equalize` changes."""
-    names: set[str] = set()
-    for site in sites(loaded):
-        names.update(site.readers, {site.norm} if site.norm else {site.writer})
-        bias = site.writer.removesuffix("weight") + "bias"
-        if site.writer and bias in loaded.tensors:
-            names.add(bias)
-    return names
+    return scales
 
 
 def _scale(power: np.ndarray) -> np.ndarray:

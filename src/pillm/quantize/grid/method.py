@@ -15,15 +15,14 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pillm.core.artifacts import atomic_file, clear_partials, sha256_file
-from pillm.core.errors import GateError, writing
+from pillm.core.errors import GateError, UsageError, writing
 from pillm.core.events import Emit, Progress
 from pillm.llamacpp.gguf_file import GgufFile, Tensor, describe
 from pillm.quantize.grid.codec import GRIDS, Packed, pack, unpack
 from pillm.quantize.grid.distill import distilled
 from pillm.quantize.grid.moments import moments, shared
 from pillm.quantize.grid.rounding import rounded
-from pillm.quantize.grid.start import Start, begin
-from pillm.quantize.weights import Loaded, decoded
+from pillm.quantize.weights import Loaded, decoded, load, placed
 
 Method = Literal["gptq", "gptq+distill"]
 
@@ -31,7 +30,7 @@ Method = Literal["gptq", "gptq+distill"]
 def improve(
     reference: Path, mix: Path, out: Path, tokens: np.ndarray, method: Method, seconds: float | None, emit: Emit
 ) -> None:
-    """Write `out`: the file `mix` with better codes and scales for the float model `reference`.
+    """Write `out`: the file `mix` with better codes and scales for the float model `reference` that it was made from.
 
     `tokens` int (sequences, context) is calibration text. `gptq` is error-compensated rounding, `gptq+distill` trains
     codes, scales and norms after it, for at most `seconds`. Finished tensors and the state of training are kept
@@ -45,15 +44,17 @@ def improve(
     folder = out.with_name(out.name + ".work")
     with writing(out):
         _open_folder(folder, _key(reference, mix, tokens))
-        start = begin(reference, source, tokens, folder, emit)
-        packed = {tensor.name: _unpack(start, tensor) for tensor in _taken_apart(source)}
-        for name, better in _rounded(start.loaded, packed, tokens, folder, emit):
+        loaded = load(reference)
+        _same_model(loaded, source)
+        loaded = placed(loaded)
+        packed = {tensor.name: _unpack(source, tensor) for tensor in _taken_apart(source)}
+        for name, better in _rounded(loaded, packed, tokens, folder, emit):
             packed[name] = better
         norms: dict[str, np.ndarray] = {}
         if method == "gptq+distill":
             left = None if seconds is None else seconds - (time.monotonic() - began)
-            packed, norms = distilled(start.loaded, packed, tokens, left, folder / "training.pt", emit)
-        _write(source, start, packed, norms, out)
+            packed, norms = distilled(loaded, packed, tokens, left, folder / "training.pt", emit)
+        _write(source, packed, norms, out)
         shutil.rmtree(folder)
 
 
@@ -62,8 +63,19 @@ def _taken_apart(file: GgufFile) -> list[Tensor]:
     return [tensor for tensor in file.tensors if tensor.type in kinds and len(tensor.shape) == 2]
 
 
-def _unpack(start: Start, tensor: Tensor) -> Packed:
-    return unpack(start.raw(tensor.name).reshape(tensor.shape[1], -1), GGMLQuantizationType[tensor.type])
+def _unpack(file: GgufFile, tensor: Tensor) -> Packed:
+    raw = np.memmap(file.path, np.uint8, "r", tensor.offset, (tensor.shape[1], tensor.bytes // tensor.shape[1]))
+    return unpack(raw, GGMLQuantizationType[tensor.type])
+
+
+def _same_model(loaded: Loaded, mix: GgufFile) -> None:
+    shapes = {tensor.name: tensor.shape for tensor in mix.tensors}
+    for tensor in loaded.file.tensors:
+        if shapes.get(tensor.name) != tensor.shape:
+            raise UsageError(
+                f"{mix.path}: tensor {tensor.name} is not that of {loaded.file.path.name}",
+                "give a quantized file and the float file that it was made from",
+            )
 
 
 def _rounded(
@@ -92,17 +104,12 @@ def _rounded(
             yield name, better
 
 
-def _write(
-    source: GgufFile, start: Start, packed: dict[str, Packed], norms: dict[str, np.ndarray], out: Path
-) -> None:  # fmt: skip
+def _write(source: GgufFile, packed: dict[str, Packed], norms: dict[str, np.ndarray], out: Path) -> None:
     """Copy the file with these tensors in place of its own, and check that they decode to what was meant."""
     tensors = {tensor.name: tensor for tensor in source.tensors}
     with atomic_file(out) as file:
         with source.path.open("rb") as before:
             shutil.copyfileobj(before, file, 1 << 24)
-        for name in tensors.keys() - packed.keys() - norms.keys():
-            file.seek(tensors[name].offset)
-            file.write(start.raw(name).tobytes())
         for name, each in packed.items():
             raw = pack(each)
             meant = each.decode()
